@@ -1,0 +1,54 @@
+"""Point tracks of a casual video to camera poses and 4D points, in one forward pass.
+
+`reconstruct` is the way in. Names are imported on first use, so that `import fasttracks`
+loads neither torch nor triton.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fasttracks.config import Config
+    from fasttracks.errors import InputError
+    from fasttracks.network import TracksTo4D
+    from fasttracks.pipeline import reconstruct
+    from fasttracks.reconstruction import Reconstruction
+    from fasttracks.trackers import track
+    from fasttracks.tracks import Tracks
+    from fasttracks.weights import load
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Config",
+    "InputError",
+    "Reconstruction",
+    "Tracks",
+    "TracksTo4D",
+    "load",
+    "reconstruct",
+    "track",
+]
+
+_HOME = {
+    "Config": "config",
+    "InputError": "errors",
+    "Reconstruction": "reconstruction",
+    "Tracks": "tracks",
+    "TracksTo4D": "network",
+    "load": "weights",
+    "reconstruct": "pipeline",
+    "track": "trackers",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'fasttracks' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"fasttracks.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,57 @@
+"""Rotations, composition and projection, in the dtype of their arguments.
+
+Cameras follow OpenCV: x right, y down, z forward. B clips, T frames, N tracks, K bases.
+Equations are those of TracksTo4D, arXiv 2404.07097, section 3.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+MIN_DEPTH = 0.01  # projection divides by no less
+
+
+class Prediction(NamedTuple):
+    """What the network says of B clips, in its own world frame and scale.
+
+    A fresh camera sits near (0, 0, -15) and looks along +z.
+    """
+
+    rotation: Tensor  # (B, T, 3, 3) camera to world
+    position: Tensor  # (B, T, 3) camera centres
+    focal: Tensor  # (B, T) factor on the focal length that was assumed; 1 if not predicted
+    coefficients: Tensor  # (B, T, K), the first exactly 1
+    basis: Tensor  # (B, K, N, 3), the first is the static scene
+    motion: Tensor  # (B, N) γ > 0, large where a point moves on its own
+    points: Tensor  # (B, T, N, 3) in the world
+    points_camera: Tensor  # (B, T, N, 3) in each frame's camera
+    projection: Tensor  # (B, T, N, 2) normalised image coordinates
+
+
+def rotation_from_6d(vector: Tensor) -> Tensor:
+    """(..., 6) to rotations (..., 3, 3) whose rows are the orthonormalised pair and its cross.
+
+    Zhou et al., "On the Continuity of Rotation Representations", CVPR 2019.
+    """
+    a, b = vector[..., :3], vector[..., 3:]
+    x = normalize(a, dim=-1)
+    y = normalize(b - (b * x).sum(-1, keepdim=True) * x, dim=-1)
+    return torch.stack([x, y, torch.linalg.cross(x, y)], dim=-2)
+
+
+def compose(basis: Tensor, coefficients: Tensor) -> Tensor:
+    """World points (B, T, N, 3): basis clouds (B, K, N, 3) weighted by (B, T, K)."""
+    return torch.einsum("btk,bknc->btnc", coefficients, basis)
+
+
+def to_camera(points: Tensor, rotation: Tensor, position: Tensor) -> Tensor:
+    """World points (B, T, N, 3) in cameras (B, T, 3, 3), (B, T, 3): Rᵀ(X − t)."""
+    return (points - position.unsqueeze(-2)) @ rotation
+
+
+def project(points_camera: Tensor, focal: Tensor) -> Tensor:
+    """Camera points (B, T, N, 3) to normalised image coordinates (B, T, N, 2)."""
+    depth = points_camera[..., 2:].clamp(min=MIN_DEPTH)
+    return focal[..., None, None] * points_camera[..., :2] / depth

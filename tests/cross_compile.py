@@ -1,0 +1,95 @@
+"""Compile the kernels for GPUs that are not here and print, as JSON, what came of each.
+
+    python tests/cross_compile.py
+
+A process of its own, because kernels can't be compiled where TRITON_INTERPRET is set.
+"""
+
+import json
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from fasttracks.kernels import compose_project
+
+ARCHITECTURES = (80, 90, 100)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kernel as its launcher launches it.
+
+    `keywords` are the constexprs and the compiler's options; `types` those of the arguments that
+    are neither annotated nor pointers to float32.
+    """
+
+    name: str
+    kernel: Any
+    keywords: dict[str, Any]
+    types: dict[str, str]
+
+
+CASES = [
+    Case(
+        f"compose_project K={K}",
+        compose_project._compose_project,
+        {"K": K, **compose_project.LAUNCH},
+        {"T": "i32", "N": "i32"},
+    )
+    for K in (12, 32)
+]
+
+
+def compile_for(architecture: int, case: Case) -> dict[str, Any]:
+    """Compile down to machine code and read its resources.
+
+    Returns:
+        name, architecture; registers per thread; stack in bytes per thread (spills live there);
+        shared memory in bytes per block; wgmma: whether Hopper's matrix instruction is used;
+        specialised: arguments that are numbers and whose value may compile the kernel anew.
+    """
+    signature = {}
+    attributes = {}
+    specialised = []
+    for param in case.kernel.params:
+        kind = "constexpr" if param.is_constexpr else param.annotation_type
+        kind = signature[param.name] = kind or case.types.get(param.name, "*fp32")
+        if kind == "constexpr" or param.do_not_specialize:
+            continue
+        if not kind.startswith("*"):
+            specialised.append(param.name)
+        elif not param.do_not_specialize_on_alignment:  # torch aligns its tensors
+            attributes[(param.num,)] = [["tt.divisibility", 16]]
+
+    constexprs = {k: v for k, v in case.keywords.items() if k in signature}
+    compiled = triton.compile(
+        ASTSource(case.kernel, signature, constexprs, attributes),
+        target=GPUTarget("cuda", architecture, 32),
+        options={k: v for k, v in case.keywords.items() if k not in signature},
+    )
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(compiled.asm["cubin"])
+        cubin.flush()
+        usage = subprocess.check_output(
+            [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", cubin.name], text=True
+        )
+    (resources,) = re.findall(r"REG:(\d+) STACK:(\d+)", usage)
+    return {
+        "name": case.name,
+        "architecture": architecture,
+        "registers": int(resources[0]),
+        "stack": int(resources[1]),
+        "shared": compiled.metadata.shared,
+        "wgmma": "wgmma" in compiled.asm["ptx"],
+        "specialised": specialised,
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps([compile_for(a, case) for case in CASES for a in ARCHITECTURES], indent=1))
