@@ -1,0 +1,168 @@
+"""`reconstruct`: tracks in, cameras and points out."""
+
+import os
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fasttracks.errors import InputError
+from fasttracks.geometry import Prediction
+from fasttracks.network import TracksTo4D
+from fasttracks.reconstruction import Reconstruction
+from fasttracks.tracks import Tracks
+from fasttracks.weights import SHIPPED, load
+
+REFINEMENTS = ("none",)
+
+
+def reconstruct(
+    tracks: Any,
+    visibility: Any = None,
+    *,
+    intrinsics: Any = None,
+    image_size: Sequence[int] | None = None,
+    model: str | os.PathLike[str] | TracksTo4D = "base",
+    device: str | torch.device = "auto",
+    precision: str = "auto",
+    refine: str = "none",
+) -> Reconstruction | list[Reconstruction]:
+    """Camera poses and the 3D position of every track in every frame, from point tracks.
+
+    Arrays may be numpy or torch, on any device; results are numpy unless `tracks` is a
+    torch tensor, then torch on its device. The same input gives the same output, bit for
+    bit, on the same device and precision.
+
+    Args:
+        tracks: (T, N, 2) pixels, as CoTracker and KLT give them, NaN where unseen; or a
+            `Tracks`, which brings its own visibility, intrinsics and image size; or
+            (B, T, N, 2), for which a list of B results is returned.
+        visibility: (T, N) or (B, T, N) bool; None: every finite position was seen.
+        intrinsics: (3, 3), (T, 3, 3) or, for a batch, (B, T, 3, 3) pixels; None: a guess
+            from `image_size`, corrected by a model that predicts the focal length.
+        image_size: (height, width) pixels; None with no intrinsics: taken from the extent
+            of the tracks, with a warning.
+        model: a shipped name, a path to .safetensors, or a loaded model, which then
+            stays on its device and in its precision.
+        device: "auto", "cpu", "cuda", "cuda:1", ...
+        precision: "auto", "fp32", "fp16" or "bf16".
+        refine: "none" is all there is yet.
+
+    Returns:
+        A Reconstruction, or a list of them for a batch.
+
+    Raises:
+        InputError: one line naming the argument, what was found and what was expected.
+    """
+    if refine not in REFINEMENTS:
+        raise InputError(f"refine: {refine!r} is not available in this version; use 'none'")
+    clips = _clips(tracks, visibility, intrinsics, image_size)
+    network = model if isinstance(model, TracksTo4D) else _load_once(model, device, precision)
+    cameras = [clip.camera() for clip in clips]
+    heads = network.points.weight
+    inputs = torch.stack([_normalise(clip, k) for clip, k in zip(clips, cameras, strict=True)])
+    with torch.no_grad():
+        prediction = network(inputs.to(heads.device, heads.dtype))
+
+    home = tracks.device if isinstance(tracks, Tensor) else torch.device("cpu")
+    prediction = Prediction(*(t.to(home, torch.float32) for t in prediction))
+    results = [
+        _reconstruction(Prediction(*(t[i] for t in prediction)), clip, torch.tensor(k, device=home))
+        for i, (clip, k) in enumerate(zip(clips, cameras, strict=True))
+    ]
+    if not isinstance(tracks, Tensor):
+        results = [result.numpy() for result in results]
+    return results if np.ndim(_host(tracks)) == 4 else results[0]
+
+
+def _clips(tracks: Any, visibility: Any, intrinsics: Any, image_size: Any) -> list[Tracks]:
+    """One checked Tracks a clip."""
+    visibility, intrinsics = _host(visibility), _host(intrinsics)
+    if isinstance(tracks, Tracks):
+        if visibility is not None:
+            raise InputError("visibility: expected None, as the given Tracks bring their own")
+        return [
+            Tracks(
+                tracks.tracks,
+                tracks.visibility,
+                tracks.intrinsics if intrinsics is None else intrinsics,
+                tracks.image_size if image_size is None else image_size,
+            )
+        ]
+    tracks = _host(tracks)
+    if np.ndim(tracks) != 4:
+        return [Tracks(tracks, visibility, intrinsics, image_size)]
+    if len(tracks) == 0:
+        raise InputError(f"tracks: expected at least one clip, found shape {np.shape(tracks)}")
+    if visibility is not None and np.shape(visibility) != np.shape(tracks)[:3]:
+        raise InputError(
+            f"visibility: expected shape {np.shape(tracks)[:3]} as tracks have, found "
+            f"{np.shape(visibility)}"
+        )
+    if np.ndim(intrinsics) == 4 and len(intrinsics) != len(tracks):
+        raise InputError(
+            f"intrinsics: expected {len(tracks)} clips as tracks have, found {len(intrinsics)}"
+        )
+    return [
+        Tracks(
+            clip,
+            None if visibility is None else visibility[i],
+            intrinsics[i] if np.ndim(intrinsics) == 4 else intrinsics,
+            image_size,
+        )
+        for i, clip in enumerate(tracks)
+    ]
+
+
+def _host(array: Any) -> Any:
+    return array.detach().cpu().numpy() if isinstance(array, Tensor) else array
+
+
+@lru_cache(maxsize=4)
+def _load_cached(path: str, modified: float, device: str, precision: str) -> TracksTo4D:
+    return load(path, device=device, precision=precision)
+
+
+def _load_once(
+    model: str | os.PathLike[str], device: str | torch.device, precision: str
+) -> TracksTo4D:
+    """`load`, once for each state of the file."""
+    path = os.fspath(SHIPPED.get(os.fspath(model), model))
+    modified = os.path.getmtime(path) if os.path.exists(path) else 0.0
+    return _load_cached(path, modified, str(device), precision)
+
+
+def _normalise(clip: Tracks, camera: np.ndarray) -> Tensor:
+    """The network's input (T, N, 3): pixels through K⁻¹, and whether they were seen."""
+    pixels = np.concatenate([clip.tracks, np.ones_like(clip.tracks[..., :1])], -1)
+    inputs = pixels @ np.linalg.inv(camera).swapaxes(-1, -2)
+    inputs[..., 2] = clip.visibility
+    return torch.from_numpy(inputs)
+
+
+def _reconstruction(prediction: Prediction, clip: Tracks, camera: Tensor) -> Reconstruction:
+    """A result from one clip's prediction; all tensors on the prediction's device."""
+    p = prediction
+    intrinsics = camera.float()
+    intrinsics[:, :2, :2] *= p.focal[:, None, None]
+    camera_to_world = torch.eye(4, device=p.points.device).repeat(len(p.rotation), 1, 1)
+    camera_to_world[:, :3, :3] = p.rotation
+    camera_to_world[:, :3, 3] = p.position
+    # The projection carries the focal correction already, so it takes the uncorrected camera.
+    reprojection = p.projection @ camera[:, :2, :2].mT.float() + camera[:, None, :2, 2].float()
+    return Reconstruction(
+        points=p.points,
+        points_camera=p.points_camera,
+        camera_to_world=camera_to_world,
+        intrinsics=intrinsics,
+        reprojection=reprojection,
+        basis=p.basis.contiguous(),
+        coefficients=p.coefficients,
+        motion=p.motion,
+        tracks=torch.from_numpy(clip.tracks).to(p.points.device),
+        visibility=torch.from_numpy(clip.visibility).to(p.points.device),
+        image_size=clip.image_size,
+    )

@@ -1,0 +1,105 @@
+"""What a reconstruction holds."""
+
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fasttracks.errors import InputError
+from fasttracks.files import replacing
+from fasttracks.tracks import read_npz
+
+Array = Any  # numpy.ndarray or torch.Tensor; all of one reconstruction are of one kind
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Reconstruction:
+    """Cameras and 4D points of one clip of T frames and N tracks, K basis clouds.
+
+    Cameras follow OpenCV: x right, y down, z forward; pixels have (0, 0) at the centre of
+    the top-left pixel. World frame and scale are free (a clip doesn't tell them). float32.
+
+    Attributes:
+        points: (T, N, 3) world points, frame by frame.
+        points_camera: (T, N, 3) the same in each frame's camera.
+        camera_to_world: (T, 4, 4) rigid.
+        intrinsics: (T, 3, 3) pixels, after any correction by the model.
+        reprojection: (T, N, 2) pixels.
+        basis: (K, N, 3) and coefficients (T, K): points = coefficients · basis.
+            basis[0] is the static scene, coefficients[:, 0] is 1.
+        motion: (N,) γ, large where a point moves on its own.
+        tracks: (T, N, 2) pixels and visibility (T, N) bool, as they were used.
+        image_size: (height, width) in pixels, or None if it was not known.
+    """
+
+    points: Array
+    points_camera: Array
+    camera_to_world: Array
+    intrinsics: Array
+    reprojection: Array
+    basis: Array
+    coefficients: Array
+    motion: Array
+    tracks: Array
+    visibility: Array
+    image_size: tuple[int, int] | None = None
+
+    def __repr__(self) -> str:
+        frames, tracks = self.points.shape[:2]
+        return (
+            f"Reconstruction({frames} frames, {tracks} tracks, {len(self.basis)} bases, "
+            f"median reprojection error {self.median_reprojection_error:.2f} px)"
+        )
+
+    @property
+    def depth(self) -> Array:
+        """(T, N) z in each frame's camera."""
+        return self.points_camera[..., 2]
+
+    @property
+    def static_points(self) -> Array:
+        """(N, 3) world points of the static scene."""
+        return self.basis[0]
+
+    @property
+    def reprojection_error(self) -> Array:
+        """(T, N) distance in pixels from track to reprojection, NaN where unseen."""
+        error = ((self.reprojection - self.tracks) ** 2).sum(-1) ** 0.5
+        error[~self.visibility] = float("nan")
+        return error
+
+    @property
+    def median_reprojection_error(self) -> float:
+        """Over the seen positions, in pixels."""
+        return float(np.nanmedian(_numpy(self.reprojection_error)))
+
+    def numpy(self) -> "Reconstruction":
+        """The same with numpy arrays."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Reconstruction(
+            **{name: v if name == "image_size" else _numpy(v) for name, v in values.items()}
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write an .npz of the attributes, read back by `load`."""
+        arrays = {name: v for name, v in vars(self.numpy()).items() if v is not None}
+        with replacing(Path(path)) as temporary, open(temporary, "wb") as file:
+            np.savez_compressed(file, **arrays)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Reconstruction":
+        """Read what `save` wrote; InputError if the file is anything else."""
+        arrays: dict[str, Any] = read_npz(path, "reconstruction")
+        missing = [f.name for f in fields(cls) if f.name not in (*arrays, "image_size")]
+        if missing:
+            raise InputError(f"reconstruction: {path} lacks {', '.join(missing)}")
+        if "image_size" in arrays:
+            height, width = arrays["image_size"].tolist()
+            arrays["image_size"] = height, width
+        return cls(**{f.name: arrays[f.name] for f in fields(cls) if f.name in arrays})
+
+
+def _numpy(array: Array) -> np.ndarray:
+    return array if isinstance(array, np.ndarray) else array.detach().cpu().numpy()

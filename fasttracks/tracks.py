@@ -1,0 +1,253 @@
+"""Point tracks: reading, checking, completing."""
+
+import os
+import warnings
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fasttracks.errors import InputError
+from fasttracks.files import replacing
+
+
+@dataclass(frozen=True, eq=False)
+class Tracks:
+    """N point tracks over T ≥ 2 frames of one clip, checked and completed on construction.
+
+    Attributes:
+        tracks: (T, N, 2) x, y in pixels, (0, 0) at the centre of the top-left pixel. Any
+            numbers are taken, float32 kept. NaN counts as unseen and is replaced by the
+            track's nearest earlier position, else its first, else the middle of the rest.
+        visibility: (T, N), whether the point was seen: bool, or numbers that are 0 or 1.
+            None: every finite position was.
+        intrinsics: (3, 3) or (T, 3, 3) in pixels, or None if unknown; (T, 3, 3) float64 kept.
+        image_size: (height, width) in pixels, or None if unknown.
+        fps: frames per second, or None if unknown.
+
+    Raises:
+        InputError: naming the argument, what was found and what was expected.
+    """
+
+    tracks: np.ndarray
+    visibility: np.ndarray | None = None
+    intrinsics: np.ndarray | None = None
+    image_size: tuple[int, int] | None = None
+    fps: float | None = None
+
+    def __post_init__(self) -> None:
+        tracks, visibility = _complete(
+            _check_positions(self.tracks), _check_visibility(self.visibility, self.tracks)
+        )
+        checked = {
+            "tracks": tracks,
+            "visibility": visibility,
+            "intrinsics": _check_intrinsics(self.intrinsics, len(tracks)),
+            "image_size": _check_image_size(self.image_size),
+            "fps": _check_fps(self.fps),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+    def __repr__(self) -> str:
+        frames, points = self.tracks.shape[:2]
+        size = f", image {self.image_size[1]}×{self.image_size[0]}" if self.image_size else ""
+        return f"Tracks({frames} frames, {points} tracks, {self.seen:.0%} seen{size})"
+
+    @property
+    def seen(self) -> float:
+        """Share of positions that were seen."""
+        assert self.visibility is not None
+        return float(self.visibility.mean())
+
+    def camera(self) -> np.ndarray:
+        """Intrinsics (T, 3, 3): the known ones, else a guess from the image's size.
+
+        The guess is a focal length of the longer side, 53° across it, and the principal
+        point in the middle. An unknown size is taken from the tracks' extent, with a warning.
+        """
+        if self.intrinsics is not None:
+            return self.intrinsics
+        if self.image_size is not None:
+            height, width = self.image_size
+        else:
+            height, width = self._extent()
+            warnings.warn(
+                f"neither intrinsics nor image_size given: taking the image for {width}×{height} "
+                "pixels from the extent of the tracks",
+                stacklevel=3,
+            )
+        focal = float(max(height, width))
+        guess = np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]])
+        return np.broadcast_to(guess, (len(self.tracks), 3, 3))
+
+    def _extent(self) -> tuple[int, int]:
+        seen = self.tracks[self.visibility]
+        low, high = seen.min(0), seen.max(0)
+        # Trackers start their points at the same distance from opposite borders.
+        width, height = np.ceil(high + np.maximum(low, 0) + 1).astype(int)
+        return max(1, int(height)), max(1, int(width))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a track file: .npz of the attributes that are known."""
+        fields = {name: value for name, value in vars(self).items() if value is not None}
+        with replacing(Path(path)) as temporary, open(temporary, "wb") as file:
+            np.savez_compressed(file, **fields)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Tracks":
+        """Read a track file (.npz) in any of three layouts, told apart by their keys.
+
+        - `tracks` (T, N, 2), `visibility` (T, N), and if known `intrinsics`, `image_size`,
+          `fps`; with `layout` "NT2" the first two are (N, T, 2) and (N, T);
+        - TracksTo4D's `pred_tracks` (1, T, N, 2), `pred_visibility` (1, T, N), `Ks_all`;
+        - TAP-Vid's `points` (N, T, 2) in 0..1 across the image, `occluded` (N, T), and
+          `video` or `image_size` for the image's size.
+        """
+        return _from_arrays(read_npz(path, "track file"), path)
+
+
+def read_npz(path: str | os.PathLike[str], what: str) -> dict[str, np.ndarray]:
+    """All arrays of an .npz; InputError in the words of `what` if it is anything else."""
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{what}: {path} is a directory; expected an .npz file")
+    if not path.exists():
+        raise InputError(f"{what}: no file {path}")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file}
+    except (zipfile.BadZipFile, ValueError, EOFError, OSError, TypeError, AttributeError):
+        raise InputError(
+            f"{what}: {path} is not a whole .npz file of plain arrays ({path.stat().st_size} bytes)"
+        ) from None
+
+
+def _from_arrays(arrays: Mapping[str, np.ndarray], path: str | os.PathLike[str]) -> Tracks:
+    known: dict[str, Any] = {
+        name: arrays[name] for name in ("intrinsics", "image_size") if name in arrays
+    }
+    if "fps" in arrays:
+        known["fps"] = arrays["fps"].item()
+    if "tracks" in arrays:
+        tracks, visibility = arrays["tracks"], arrays.get("visibility")
+        if str(arrays.get("layout", "TN2")) == "NT2":
+            tracks = np.swapaxes(tracks, 0, 1)
+            visibility = None if visibility is None else visibility.T
+        return Tracks(tracks, visibility, **known)
+    if "pred_tracks" in arrays:
+        if "Ks_all" in arrays:
+            known["intrinsics"] = _drop_batch(arrays["Ks_all"], 3)
+        visibility = arrays.get("pred_visibility")
+        return Tracks(
+            _drop_batch(arrays["pred_tracks"], 3),
+            None if visibility is None else _drop_batch(visibility, 2),
+            **known,
+        )
+    if "points" in arrays and "occluded" in arrays:
+        if "video" in arrays:
+            known.setdefault("image_size", arrays["video"].shape[1:3])
+        if "image_size" not in known:
+            raise InputError(f"track file: {path} has TAP-Vid's points but no video or image_size")
+        size = np.asarray(known["image_size"])[::-1]
+        return Tracks(
+            np.swapaxes(arrays["points"], 0, 1) * size - 0.5, ~arrays["occluded"].T, **known
+        )
+    raise InputError(
+        f"track file: {path} has {', '.join(arrays) or 'nothing'}; expected tracks and visibility, "
+        "or pred_tracks and pred_visibility, or points and occluded"
+    )
+
+
+def _drop_batch(array: np.ndarray, ndim: int) -> np.ndarray:
+    return array[0] if array.ndim == ndim + 1 and len(array) == 1 else array
+
+
+def _numbers(value: Any, name: str) -> np.ndarray:
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        raise InputError(f"{name}: expected one array of numbers, found ragged lists") from None
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"{name}: expected numbers, found {array.dtype}")
+    return array
+
+
+def _check_positions(value: Any) -> np.ndarray:
+    tracks = _numbers(value, "tracks").astype(np.float32)
+    if tracks.ndim != 3 or tracks.shape[2] != 2 or tracks.shape[1] == 0:
+        raise InputError(f"tracks: expected shape (T, N, 2), found {tracks.shape}")
+    if len(tracks) < 2:
+        raise InputError(f"tracks: expected at least 2 frames, found {len(tracks)}")
+    infinite = int(np.isinf(tracks).any(-1).sum())
+    if infinite:
+        raise InputError(
+            f"tracks: {infinite} positions are infinite; expected pixels, or NaN where unseen"
+        )
+    return tracks
+
+
+def _check_visibility(value: Any, tracks: Any) -> np.ndarray | None:
+    if value is None:
+        return None
+    visibility, expected = _numbers(value, "visibility"), np.shape(tracks)[:2]
+    if visibility.shape != expected:
+        raise InputError(
+            f"visibility: expected shape {expected} as tracks have, found {visibility.shape}"
+        )
+    if not np.isin(visibility, (0, 1)).all():
+        raise InputError("visibility: expected booleans or 0 and 1, found other numbers")
+    return visibility.astype(bool)
+
+
+def _complete(tracks: np.ndarray, visibility: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Visibility of every position, and a position for those that are NaN."""
+    finite = np.isfinite(tracks).all(-1)
+    visibility = finite if visibility is None else visibility & finite
+    if not visibility.any():
+        raise InputError("visibility: no position is seen; expected at least one")
+    if finite.all():
+        return tracks, visibility
+    # The latest finite frame up to each frame; before the first one, the first one itself.
+    frames = np.arange(len(tracks))[:, None]
+    latest = np.maximum.accumulate(np.where(finite, frames, -1), 0)
+    source = np.where(latest < 0, finite.argmax(0), latest)
+    filled = np.take_along_axis(tracks, source[..., None], 0)
+    return np.where(np.isnan(filled), tracks[visibility].mean(0), filled), visibility
+
+
+def _check_intrinsics(value: Any, frames: int) -> np.ndarray | None:
+    if value is None:
+        return None
+    intrinsics = _numbers(value, "intrinsics").astype(np.float64)
+    if intrinsics.shape not in ((3, 3), (frames, 3, 3)):
+        raise InputError(
+            f"intrinsics: expected shape (3, 3) or ({frames}, 3, 3), found {intrinsics.shape}"
+        )
+    if not np.isfinite(intrinsics).all():
+        raise InputError("intrinsics: expected finite numbers, found NaN or infinity")
+    if (intrinsics[..., 2, :] != (0, 0, 1)).any() or (intrinsics[..., 1, 0] != 0).any():
+        raise InputError("intrinsics: expected rows (fx, skew, cx), (0, fy, cy), (0, 0, 1)")
+    if (intrinsics[..., (0, 1), (0, 1)] <= 0).any():
+        raise InputError("intrinsics: expected focal lengths above 0, or the matrix is singular")
+    return np.broadcast_to(intrinsics, (frames, 3, 3))
+
+
+def _check_image_size(value: Any) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    size = _numbers(value, "image_size")
+    if size.shape != (2,) or (size < 1).any() or (size != size.astype(int)).any():
+        raise InputError(f"image_size: expected (height, width) in whole pixels, found {value}")
+    return int(size[0]), int(size[1])
+
+
+def _check_fps(value: Any) -> float | None:
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise InputError(f"fps: expected a number above 0, found {value!r}")
+    return float(value)

@@ -1,0 +1,232 @@
+"""`reconstruct`: what goes in, what comes out."""
+
+import os
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from helpers import relative, tiny_network
+
+import fasttracks
+from fasttracks import InputError, Reconstruction, Tracks
+from fasttracks.weights import save
+
+SIZE = (480, 640)
+FIELDS = (
+    "points",
+    "points_camera",
+    "depth",
+    "camera_to_world",
+    "intrinsics",
+    "reprojection",
+    "static_points",
+    "basis",
+    "coefficients",
+    "motion",
+    "visibility",
+)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_network(dtype=torch.float32)
+
+
+def clip(frames=7, tracks=9, seed=0):
+    rng = np.random.default_rng(seed)
+    positions = rng.uniform((0, 0), (640, 480), (frames, tracks, 2)).astype(np.float32)
+    visibility = rng.random((frames, tracks)) < 0.8
+    visibility[0, 0] = True
+    return positions, visibility
+
+
+def test_fields(model):
+    tracks, visibility = clip()
+    result = fasttracks.reconstruct(tracks, visibility, image_size=SIZE, model=model)
+    shapes = {
+        "points": (7, 9, 3),
+        "points_camera": (7, 9, 3),
+        "depth": (7, 9),
+        "camera_to_world": (7, 4, 4),
+        "intrinsics": (7, 3, 3),
+        "reprojection": (7, 9, 2),
+        "reprojection_error": (7, 9),
+        "static_points": (9, 3),
+        "basis": (4, 9, 3),
+        "coefficients": (7, 4),
+        "motion": (9,),
+        "visibility": (7, 9),
+        "tracks": (7, 9, 2),
+    }
+    for name, shape in shapes.items():
+        value = getattr(result, name)
+        assert isinstance(value, np.ndarray), name
+        assert value.shape == shape, name
+        assert value.dtype == (bool if name == "visibility" else np.float32), name
+    assert "7 frames, 9 tracks, 4 bases" in repr(result)
+
+
+def test_fields_agree_with_each_other(model):
+    tracks, visibility = clip()
+    camera = np.array([[500.0, 2, 320], [0, 520, 240], [0, 0, 1]])
+    r = fasttracks.reconstruct(tracks, visibility, intrinsics=camera, model=model)
+    rotation, position = r.camera_to_world[:, :3, :3], r.camera_to_world[:, :3, 3]
+    assert np.allclose(rotation @ rotation.swapaxes(1, 2), np.eye(3), atol=1e-6)
+    assert np.allclose(np.linalg.det(rotation), 1, atol=1e-6)
+    assert np.allclose(r.camera_to_world[:, 3], (0, 0, 0, 1))
+    composed = np.einsum("tk,knc->tnc", r.coefficients, r.basis)
+    assert np.allclose(composed, r.points, atol=1e-4)
+    assert (r.coefficients[:, 0] == 1).all()
+    in_camera = np.einsum("tji,tnj->tni", rotation, r.points - position[:, None])
+    assert np.allclose(in_camera, r.points_camera, atol=1e-4)
+    assert (r.depth > 1).all()
+    pixels = np.einsum("tij,tnj->tni", r.intrinsics, r.points_camera / r.depth[..., None])
+    assert np.allclose(pixels[..., :2], r.reprojection, atol=1e-2)
+    error = np.linalg.norm(r.reprojection - tracks, axis=-1)
+    assert np.allclose(r.reprojection_error[visibility], error[visibility], rtol=1e-4)
+    assert np.isnan(r.reprojection_error[~visibility]).all()
+    assert np.array_equal(r.visibility, visibility)
+
+
+def test_focal_correction_reaches_intrinsics_and_reprojection(model):
+    tracks, visibility = clip()
+    config = type(model.config)(**{**vars(model.config), "predicts_focal": True})
+    corrected = type(model)(config)
+    corrected.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        corrected.camera.bias[3] += 4.0  # focal lengths a fifth longer, about
+    r = fasttracks.reconstruct(tracks, visibility, image_size=SIZE, model=corrected)
+    assert (r.intrinsics[:, 0, 0] > 650).all()
+    assert np.allclose(r.intrinsics[:, :2, 2], (319.5, 239.5))
+    pixels = np.einsum("tij,tnj->tni", r.intrinsics, r.points_camera / r.depth[..., None])
+    assert np.allclose(pixels[..., :2], r.reprojection, atol=1e-2)
+
+
+def test_batches_are_their_clips(model):
+    tracks, visibility = (np.stack(x) for x in zip(*(clip(seed=i) for i in range(3)), strict=True))
+    cameras = np.tile(np.diag([500.0, 500, 1]), (3, 7, 1, 1)) * (1, 1, 1)
+    cameras[:, :, 0, 0] += np.arange(3)[:, None]
+    together = fasttracks.reconstruct(tracks, visibility, intrinsics=cameras, model=model)
+    assert len(together) == 3
+    for i, result in enumerate(together):
+        alone = fasttracks.reconstruct(tracks[i], visibility[i], intrinsics=cameras[i], model=model)
+        for name in FIELDS:
+            assert relative(getattr(result, name), getattr(alone, name)) <= 1e-5, name
+
+
+def test_torch_in_torch_out(model):
+    tracks, visibility = clip()
+    plain = fasttracks.reconstruct(tracks, visibility, image_size=SIZE, model=model)
+    result = fasttracks.reconstruct(
+        torch.from_numpy(tracks).requires_grad_(),
+        torch.from_numpy(visibility),
+        intrinsics=torch.tensor([[640, 0, 319.5], [0, 640, 239.5], [0, 0, 1]]),
+        model=model,
+    )
+    for name in FIELDS:
+        value = getattr(result, name)
+        assert isinstance(value, torch.Tensor), name
+        assert np.array_equal(value.numpy(), getattr(plain, name)), name
+    error = result.reprojection_error.numpy()
+    assert np.allclose(error, plain.reprojection_error, equal_nan=True)
+    assert repr(result) == repr(plain)
+
+
+def test_same_input_same_bits(model):
+    tracks, visibility = clip(50, 40)
+    first, second = (
+        fasttracks.reconstruct(tracks, visibility, image_size=SIZE, model=model) for _ in range(2)
+    )
+    for name in FIELDS:
+        assert np.array_equal(getattr(first, name), getattr(second, name)), name
+
+
+def test_unseen_tracks_get_their_row(model):
+    tracks, visibility = clip()
+    tracks[:, 4] = np.nan
+    visibility[:, 5] = False
+    result = fasttracks.reconstruct(tracks, visibility, image_size=SIZE, model=model)
+    assert np.isfinite(result.points).all()
+    assert not result.visibility[:, 4:6].any()
+
+
+def test_a_tracks_object_brings_what_it_knows(model):
+    tracks, visibility = clip()
+    known = Tracks(tracks, visibility, image_size=SIZE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        a = fasttracks.reconstruct(known, model=model)
+    b = fasttracks.reconstruct(tracks, visibility, image_size=SIZE, model=model)
+    assert np.array_equal(a.points, b.points)
+    with pytest.raises(InputError, match="visibility"):
+        fasttracks.reconstruct(known, visibility, model=model)
+
+
+def test_models_by_path_are_read_once_a_version(tmp_path, model):
+    tracks, visibility = clip()
+    path = tmp_path / "tiny.safetensors"
+    save(model, path)
+    args = {"image_size": SIZE, "model": path, "device": "cpu"}
+    first = fasttracks.reconstruct(tracks, visibility, **args)
+    save(tiny_network(seed=1, dtype=torch.float32), path)
+    os.utime(path, (1, 1))
+    assert not np.array_equal(
+        fasttracks.reconstruct(tracks, visibility, **args).points, first.points
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"refine": "bundle"}, "refine: 'bundle' is not available"),
+        ({"tracks": np.zeros((0, 7, 9, 2))}, "tracks: expected at least one clip"),
+        ({"tracks": np.zeros((2, 7, 9, 2))}, "visibility: expected shape"),
+        ({"tracks": np.zeros((2, 2, 7, 9, 2))}, "tracks: expected shape"),
+        ({"visibility": np.ones((7, 8), bool)}, "visibility: expected shape"),
+        ({"intrinsics": np.zeros((3, 3))}, "intrinsics"),
+        ({"model": "nowhere.safetensors"}, "model: no file"),
+        ({"model": "base", "device": "cuda:99"}, "device"),
+        ({"model": "base", "precision": "fp12"}, "precision"),
+    ],
+)
+def test_refused(arguments, message, model):
+    tracks, visibility = clip()
+    with pytest.raises(InputError, match=message) as error:
+        fasttracks.reconstruct(
+            **{"tracks": tracks, "visibility": visibility, "model": model, **arguments}
+        )
+    assert "\n" not in str(error.value)
+
+
+def test_reconstruction_round_trip(tmp_path, model):
+    tracks, visibility = clip()
+    saved = fasttracks.reconstruct(
+        torch.from_numpy(tracks), visibility, image_size=SIZE, model=model
+    )
+    saved.save(tmp_path / "r.npz")
+    loaded = Reconstruction.load(tmp_path / "r.npz")
+    assert loaded.image_size == SIZE
+    for name in FIELDS:
+        assert np.array_equal(getattr(loaded, name), getattr(saved.numpy(), name)), name
+    Tracks(tracks).save(tmp_path / "t.npz")
+    with pytest.raises(InputError, match="lacks points"):
+        Reconstruction.load(tmp_path / "t.npz")
+
+
+_PEAK = """
+import resource, numpy as np, fasttracks
+tracks = np.random.default_rng(0).uniform(0, 640, (50, 1000, 2))
+fasttracks.reconstruct(tracks, image_size=(640, 640), device="cpu")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kB on Linux only")
+def test_peak_memory_of_1000_tracks_over_50_frames():
+    out = subprocess.run(
+        [sys.executable, "-c", _PEAK], check=True, capture_output=True, text=True
+    ).stdout
+    assert int(out) * 1024 < 1.5e9

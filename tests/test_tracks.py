@@ -1,0 +1,175 @@
+"""Tracks: what is accepted, completed, refused, and read from files."""
+
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from fasttracks import InputError, Tracks
+
+
+def positions(frames=5, tracks=4):
+    return np.random.default_rng(0).uniform(0, 100, (frames, tracks, 2)).astype(np.float32)
+
+
+def test_defaults():
+    tracks = Tracks(positions())
+    assert tracks.visibility.all()
+    assert tracks.tracks.dtype == np.float32
+    assert tracks.intrinsics is None
+    assert "5 frames, 4 tracks, 100% seen" in repr(tracks)
+
+
+def test_integers_lists_and_other_memory_orders_are_accepted():
+    whole = np.round(positions()).astype(int)
+    expected = whole.astype(np.float32)
+    assert np.array_equal(Tracks(whole).tracks, expected)
+    assert np.array_equal(Tracks(whole.tolist()).tracks, expected)
+    assert np.array_equal(Tracks(np.asfortranarray(whole)).tracks, expected)
+    assert Tracks(whole, np.ones((5, 4), int)).visibility.dtype == bool
+
+
+@given(
+    arrays(np.float32, (6, 5, 2), elements=st.floats(-1e4, 1e4, width=32)),
+    arrays(bool, (6, 5)),
+    arrays(bool, (6, 5)),
+)
+@settings(max_examples=60, deadline=None)
+def test_completion(values, missing, seen):
+    seen[0, 0], missing[0, 0] = True, False
+    holed = np.where(missing[..., None], np.nan, values)
+    tracks = Tracks(holed, seen)
+    assert np.array_equal(tracks.visibility, seen & ~missing)
+    assert np.isfinite(tracks.tracks).all()
+    assert np.array_equal(tracks.tracks[~missing], values[~missing])
+    for n in range(5):
+        known = np.flatnonzero(~missing[:, n])
+        for t in np.flatnonzero(missing[:, n]):
+            if len(known):
+                earlier = known[known < t]
+                source = earlier[-1] if len(earlier) else known[0]
+                assert np.array_equal(tracks.tracks[t, n], values[source, n])
+
+
+def nan_where(*index):
+    values = positions()
+    values[index] = np.nan
+    return values
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"tracks": np.zeros((5, 4))}, "tracks: expected shape"),
+        ({"tracks": np.zeros((5, 4, 3))}, "tracks: expected shape"),
+        ({"tracks": np.zeros((5, 0, 2))}, "tracks: expected shape"),
+        ({"tracks": np.zeros((1, 4, 2))}, "tracks: expected at least 2 frames, found 1"),
+        ({"tracks": np.zeros((0, 4, 2))}, "tracks: expected at least 2 frames, found 0"),
+        ({"tracks": "clip.npz"}, "tracks: expected numbers"),
+        ({"tracks": [[1, 2], [3]]}, "tracks: expected one array"),
+        ({"tracks": positions() + 1j}, "tracks: expected numbers"),
+        ({"tracks": np.full((5, 4, 2), np.inf)}, "tracks: 20 positions are infinite"),
+        ({"tracks": np.full((5, 4, 2), np.nan)}, "visibility: no position is seen"),
+        ({"visibility": np.ones((4, 5), bool)}, r"visibility: expected shape \(5, 4\)"),
+        ({"visibility": np.ones((5, 4, 1), bool)}, "visibility: expected shape"),
+        ({"visibility": np.zeros((5, 4), bool)}, "visibility: no position is seen"),
+        ({"visibility": np.full((5, 4), 0.5)}, "visibility: expected booleans"),
+        ({"visibility": np.full((5, 4), np.nan)}, "visibility: expected booleans"),
+        ({"intrinsics": np.eye(4)}, "intrinsics: expected shape"),
+        ({"intrinsics": np.zeros((4, 3, 3))}, "intrinsics: expected shape"),
+        ({"intrinsics": np.diag([0.0, 1, 1])}, "intrinsics: .* singular"),
+        ({"intrinsics": np.zeros((3, 3))}, "intrinsics: expected rows"),
+        ({"intrinsics": np.full((3, 3), np.nan)}, "intrinsics: expected finite"),
+        ({"intrinsics": np.diag([500.0, 500, 2])}, "intrinsics: expected rows"),
+        ({"image_size": (480,)}, "image_size"),
+        ({"image_size": (480, 0)}, "image_size"),
+        ({"image_size": (480.5, 640)}, "image_size"),
+        ({"image_size": "480p"}, "image_size"),
+        ({"fps": 0}, "fps"),
+        ({"fps": float("nan")}, "fps"),
+    ],
+)
+def test_refused(arguments, message):
+    with pytest.raises(InputError, match=message) as error:
+        Tracks(**{"tracks": positions(), **arguments})
+    assert "\n" not in str(error.value)
+
+
+def test_cameras():
+    known = np.array([[500.0, 1, 50], [0, 510, 40], [0, 0, 1]])
+    assert np.array_equal(Tracks(positions(), intrinsics=known).camera()[3], known)
+    guess = Tracks(positions(), image_size=(480, 640)).camera()[0]
+    assert np.array_equal(guess, [[640, 0, 319.5], [0, 640, 239.5], [0, 0, 1]])
+
+    # A 3 × 3 grid of cell centres over 90 × 60 pixels tells the size of the image.
+    x, y = np.meshgrid((np.arange(3) + 0.5) * 30 - 0.5, (np.arange(3) + 0.5) * 20 - 0.5)
+    grid = np.tile(np.stack([x, y], -1).reshape(-1, 2), (2, 1, 1))
+    with pytest.warns(UserWarning, match="90×60"):
+        guess = Tracks(grid).camera()[0]
+    assert np.array_equal(guess, [[90, 0, 44.5], [0, 90, 29.5], [0, 0, 1]])
+
+
+def test_save_and_load(tmp_path):
+    path = tmp_path / "a clip – ü.npz"
+    saved = Tracks(positions(), np.eye(5, 4) > 0, np.diag([500, 500, 1]), (480, 640), 29.97)
+    saved.save(path)
+    loaded = Tracks.load(path)
+    for name, value in vars(saved).items():
+        assert np.array_equal(getattr(loaded, name), value), name
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_other_layouts(tmp_path):
+    values, seen = positions(), np.eye(5, 4) > 0
+    cameras = np.tile(np.diag([500.0, 500, 1]), (5, 1, 1))
+    swapped = values.swapaxes(0, 1)
+    files = {
+        "own": {"tracks": values, "visibility": seen},
+        "nt2": {"tracks": swapped, "visibility": seen.T, "layout": "NT2"},
+        "tracksto4d": {
+            "pred_tracks": values[None],
+            "pred_visibility": seen[None],
+            "Ks_all": cameras,
+        },
+        "tapvid": {
+            "points": (swapped + 0.5) / (640, 480),
+            "occluded": ~seen.T,
+            "video": np.zeros((5, 480, 640, 3), np.uint8),
+        },
+    }
+    for name, arrays_ in files.items():
+        np.savez(tmp_path / f"{name}.npz", **arrays_)
+        loaded = Tracks.load(tmp_path / f"{name}.npz")
+        assert np.allclose(loaded.tracks, values, atol=1e-4), name
+        assert np.array_equal(loaded.visibility, seen), name
+    assert np.array_equal(Tracks.load(tmp_path / "tracksto4d.npz").intrinsics, cameras)
+    assert Tracks.load(tmp_path / "tapvid.npz").image_size == (480, 640)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"text", b"\x93NUMPY\x01\x00"])
+def test_broken_files(content, tmp_path):
+    path = tmp_path / "broken.npz"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="track file") as error:
+        Tracks.load(path)
+    assert "\n" not in str(error.value)
+
+
+def test_other_bad_files(tmp_path):
+    Tracks(positions()).save(tmp_path / "whole.npz")
+    half = (tmp_path / "whole.npz").read_bytes()[:300]
+    (tmp_path / "half.npz").write_bytes(half)
+    np.savez(tmp_path / "other.npz", something=np.zeros(3))
+    np.savez(tmp_path / "objects.npz", tracks=np.array([{}, None], dtype=object))
+    for name, message in {
+        "half.npz": "not a whole",
+        "objects.npz": "not a whole",
+        "other.npz": "has something; expected tracks",
+        "missing.npz": "no file",
+        "": "directory",
+    }.items():
+        with warnings.catch_warnings(), pytest.raises(InputError, match=message):
+            Tracks.load(tmp_path / name)

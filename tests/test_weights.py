@@ -1,0 +1,167 @@
+"""Weights files: round trips, conversion, and everything that must be refused."""
+
+import json
+import os
+import pickle
+import struct
+
+import pytest
+import torch
+from helpers import TINY, relative, rule_weights, tiny_network
+from safetensors.torch import save_file
+
+import fasttracks
+from fasttracks import Config, InputError
+from fasttracks.weights import SHIPPED, convert, describe, save
+
+
+@pytest.fixture(scope="module")
+def released():
+    return rule_weights()
+
+
+def test_save_and_load(tmp_path):
+    network = tiny_network(dtype=torch.float32)
+    save(network, tmp_path / "tiny.safetensors", metadata={"licence": "Apache-2.0"})
+    loaded = fasttracks.load(tmp_path / "tiny.safetensors", device="cpu", precision="bf16")
+    assert loaded.config == TINY
+    assert loaded.blocks[0].qkv.weight.dtype == torch.bfloat16
+    assert loaded.points.weight.dtype == torch.float32
+    assert not loaded.training
+    for name, value in network.state_dict().items():
+        assert relative(loaded.state_dict()[name].float(), value) <= 2**-8, name
+    header = describe(tmp_path / "tiny.safetensors")
+    assert header["config"]["bases"] == 4
+    assert header["licence"] == "Apache-2.0"
+    assert os.listdir(tmp_path) == ["tiny.safetensors"]
+
+
+def test_shipped_weights_say_what_they_are():
+    header = describe("base")
+    assert header["parameters"] == 12_826_325 - 3 * (256 * 31 + 1)  # less the unread channels
+    assert header["dtype"] == "float16"
+    assert header["licence"] == "Apache-2.0"
+    assert header["training"]
+    assert SHIPPED["base"].stat().st_size < 26e6
+
+
+def test_convert_keeps_every_number(released, tmp_path):
+    save_file(released, tmp_path / "released.safetensors")
+    convert(tmp_path / "released.safetensors", tmp_path / "ours.safetensors")
+    ours = fasttracks.load(tmp_path / "ours.safetensors", device="cpu").state_dict()
+    unread = [i for i in range(24) if i not in (4, 22, 23)]
+    assert torch.equal(ours["camera.weight"], released["conv_final.weight"][unread])
+    # Channel xyz · 12 + k became k · 3 + xyz.
+    assert torch.equal(ours["points.weight"][5 * 3 + 2], released["fc1.weight"][2 * 12 + 5])
+    assert torch.equal(ours["points.bias"][-1], released["fc1.bias"][-1])
+    last = "transformer_my.transformer_points.2.layers.0.1.net.3.weight"
+    assert torch.equal(ours["blocks.5.down.weight"], released[last])
+
+
+def test_all_that_is_wrong_with_a_checkpoint_is_named(released, tmp_path):
+    wrong = dict(released)
+    del wrong["fc1.bias"]
+    wrong["extra.weight"] = torch.zeros(3)
+    wrong["conv_final.bias"] = torch.zeros(5)
+    torch.save({"model_state_dict": wrong}, tmp_path / "wrong.pt")
+    with pytest.raises(InputError) as error:
+        convert(tmp_path / "wrong.pt", tmp_path / "out.safetensors")
+    message = str(error.value)
+    assert "missing fc1.bias" in message
+    assert "unexpected extra.weight" in message
+    assert "conv_final.bias is (5,), expected (24,)" in message
+    assert "\n" not in message
+    assert os.listdir(tmp_path) == ["wrong.pt"]
+
+
+class _Evil:
+    def __reduce__(self):
+        return os.system, ("touch pwned",)
+
+
+@pytest.mark.parametrize("form", ["zip", "pickle"])
+def test_code_in_a_checkpoint_is_refused(form, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    checkpoint = {"model_state_dict": {"fc1.bias": torch.zeros(37)}, "note": _Evil()}
+    if form == "zip":
+        torch.save(checkpoint, "evil.pt")
+    else:
+        with open("evil.pt", "wb") as file:
+            pickle.dump(checkpoint, file)
+    with pytest.raises(InputError, match="refused"):
+        convert("evil.pt", "out.safetensors")
+    assert os.listdir() == ["evil.pt"]
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not a zip", b"hello", b"\x80\x04N."])
+def test_broken_checkpoints(content, tmp_path):
+    (tmp_path / "broken.pt").write_bytes(content)
+    with pytest.raises(InputError) as error:
+        convert(tmp_path / "broken.pt", tmp_path / "out.safetensors")
+    assert "\n" not in str(error.value)
+    assert os.listdir(tmp_path) == ["broken.pt"]
+
+
+def test_checkpoint_without_a_state(tmp_path):
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(InputError, match="model_state_dict"):
+        convert(tmp_path / "list.pt", tmp_path / "out.safetensors")
+
+
+@pytest.mark.parametrize("size", [0, 7, 1000, 20_000_000])
+def test_truncated_weights(size, tmp_path):
+    path = tmp_path / "truncated.safetensors"
+    path.write_bytes(SHIPPED["base"].read_bytes()[:size])
+    with pytest.raises(InputError, match="not a whole safetensors file"):
+        fasttracks.load(path)
+
+
+def test_missing_file_and_directory(tmp_path):
+    with pytest.raises(InputError, match="no file"):
+        fasttracks.load(tmp_path / "nowhere.safetensors")
+    with pytest.raises(InputError, match="directory"):
+        fasttracks.load(tmp_path)
+    with pytest.raises(InputError, match=r"shipped model of that name \(base\)"):
+        fasttracks.load("bass")
+
+
+def test_released_safetensors_point_to_convert(released, tmp_path):
+    save_file(released, tmp_path / "released.safetensors")
+    with pytest.raises(InputError, match="fasttracks convert"):
+        fasttracks.load(tmp_path / "released.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("config", "complaint"),
+    [
+        ("{", "not JSON"),
+        ("[1]", "JSON object"),
+        ('{"colour": 3}', "colour"),
+        ('{"bases": "12"}', "bases"),
+        ('{"bases": 0}', "at least 1"),
+        ('{"predicts_focal": 1}', "predicts_focal"),
+    ],
+)
+def test_configs_that_are_refused(config, complaint, tmp_path):
+    header = json.dumps({"__metadata__": {"config": config}}).encode()
+    (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(InputError, match=complaint):
+        fasttracks.load(tmp_path / "x.safetensors")
+
+
+def test_config_round_trip():
+    assert Config.from_json(TINY.to_json()) == TINY
+    assert Config.from_json("{}") == Config()
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"device": "cuda:99"}, "device"),
+        ({"device": "warp"}, "device"),
+        ({"precision": "fp64"}, "precision"),
+    ],
+)
+def test_bad_options(options, complaint):
+    with pytest.raises(InputError, match=complaint):
+        fasttracks.load("base", **options)
