@@ -11,7 +11,7 @@ from fasttracks.geometry import Prediction, rotation_from_6d
 
 # Tokens that a block works on at a time. Sequences don't see each other, so this changes
 # no result; it bounds the memory of the widest activations (3072 channels).
-_TOKENS_AT_ONCE = {"cpu": 1 << 13, "cuda": 1 << 17}
+_TOKENS_AT_ONCE = {"cpu": 1 << 12, "cuda": 1 << 17}
 
 
 class TracksTo4D(nn.Module):
@@ -38,20 +38,21 @@ class TracksTo4D(nn.Module):
         point was observed, else 0, in the heads' dtype (`points.weight.dtype`).
         Unobserved u, v hold the tracker's guess and must be finite.
         """
-        x = self.embedding(tracks).to(self.blocks[0].qkv.weight.dtype)
+        x = self.embedding(tracks).to(next(self.blocks.parameters()).dtype)
         for block in self.blocks:
             x = block(x)
-        return self._read(x)
+        return self.read(x)
 
-    def _read(self, x: Tensor) -> Prediction:
-        camera = ops.camera_head(x, self.camera.weight, self.camera.bias)
+    def read(self, x: Tensor) -> Prediction:
+        """Heads and geometry: what the tokens (B, T, N, C) of the last block say."""
+        camera = ops.camera_head(x, *_affine(self.camera))
         position, focal, coefficients, rotation = camera.split(self.config.camera_channels, -1)
         one = torch.ones_like(focal)
         focal = (1 + 0.05 * focal if self.config.predicts_focal else one)[..., 0]
         coefficients = torch.cat([one, coefficients], -1)
         rotation = rotation_from_6d(rotation)
 
-        points = ops.point_head(x, self.points.weight, self.points.bias)
+        points = ops.point_head(x, *_affine(self.points))
         basis = points[..., :-1].unflatten(-1, (self.config.bases, 3)).transpose(1, 2)
         motion = nn.functional.elu(points[..., -1]) + 1 + 1e-5
 

@@ -77,10 +77,11 @@ class Reconstruction:
 
     def numpy(self) -> "Reconstruction":
         """The same with numpy arrays."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Reconstruction(
-            **{name: v if name == "image_size" else _numpy(v) for name, v in values.items()}
-        )
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name, value in values.items():
+            if name != "image_size":
+                values[name] = _numpy(value)
+        return Reconstruction(**values)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an .npz of the attributes, read back by `load`."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import Tensor
 
 from fasttracks.config import Config
@@ -163,7 +163,7 @@ def _write(
 ) -> None:
     state = {name: t.detach().to("cpu", dtype).contiguous() for name, t in state.items()}
     with replacing(path) as temporary:
-        save_file(state, temporary, {**metadata, "config": config.to_json()})
+        temporary.write_bytes(serialize(state, {**metadata, "config": config.to_json()}))
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -1,0 +1,307 @@
+"""The program `fasttracks`. Heavy modules are imported by the commands that need them."""
+
+import argparse
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from fasttracks import __version__
+from fasttracks.errors import InputError
+
+if TYPE_CHECKING:
+    from fasttracks.reconstruction import Reconstruction
+    from fasttracks.tracks import Tracks
+
+_DEMO = Path(__file__).parent / "data" / "sheep.npz"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; 0 if it worked, 2 with one line on stderr if the input was at fault."""
+    try:
+        options = _parser().parse_args(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            options.run(options)
+    except (InputError, OSError) as error:
+        return _complain(f"error: {error}", 2)
+    except KeyboardInterrupt:
+        return _complain("interrupted", 130)
+    return 0
+
+
+def demo(options: argparse.Namespace) -> None:
+    """Reconstruct the bundled tracks."""
+    from fasttracks.tracks import Tracks
+
+    print("Two grazing sheep, filmed by hand: 50 frames, tracked with 'fasttracks track'.")
+    folder = Path(options.output)
+    _finish(_reconstruct(Tracks.load(_DEMO), options), folder / "reconstruction.npz")
+
+
+def track(options: argparse.Namespace) -> None:
+    """Video to track file."""
+    output = _output(options, "-tracks.npz")
+    tracks = _track(options)
+    tracks.save(output)
+    print(f"{tracks!r}\nwrote {output}")
+
+
+def reconstruct(options: argparse.Namespace) -> None:
+    """Track file or video to reconstruction."""
+    from fasttracks.tracks import Tracks
+
+    output = _output(options, "-reconstruction.npz")
+    is_tracks = Path(options.input).suffix == ".npz"
+    tracks = Tracks.load(options.input) if is_tracks else _track(options)
+    _finish(_reconstruct(tracks, options), output)
+
+
+def convert(options: argparse.Namespace) -> None:
+    """Released checkpoint to weights file."""
+    output = _output(options, ".safetensors")
+    from fasttracks import weights
+
+    weights.convert(
+        options.input,
+        output,
+        predicts_focal=options.predicts_focal,
+        dtype=weights.PRECISIONS[options.precision],
+    )
+    print(f"wrote {output}; use it as model={str(output)!r} or --model {output}")
+
+
+def info(options: argparse.Namespace) -> None:
+    """What a file holds."""
+    path = Path(options.input)
+    if path.suffix != ".npz":
+        from fasttracks.weights import describe
+
+        return _table(describe(options.input))
+    from fasttracks.reconstruction import Reconstruction
+    from fasttracks.tracks import Tracks, read_npz
+
+    if "points_camera" in read_npz(path, "file"):
+        _table(_summary(Reconstruction.load(path)))
+    else:
+        tracks = Tracks.load(path)
+        _table(
+            {
+                "frames": tracks.tracks.shape[0],
+                "tracks": tracks.tracks.shape[1],
+                "seen": f"{tracks.seen:.1%}",
+                "image": _size(tracks.image_size),
+                "fps": tracks.fps or "unknown",
+                "intrinsics": "unknown" if tracks.intrinsics is None else "known",
+            }
+        )
+
+
+def env(options: argparse.Namespace) -> None:
+    """What this machine runs."""
+    from fasttracks.env import report
+
+    print(report())
+
+
+def _track(options: argparse.Namespace) -> "Tracks":
+    from fasttracks.trackers import get_tracker, to_tracks
+    from fasttracks.video import read_video
+
+    cotracker = {"checkpoint": options.checkpoint, "device": options.device}
+    tracker = get_tracker(options.tracker, **cotracker if options.tracker == "cotracker" else {})
+    with _stage("decode"):
+        video = read_video(
+            options.input,
+            start=options.start,
+            frames=options.frames,
+            every=options.every,
+            max_size=options.max_size,
+            progress=sys.stderr.isatty(),
+        )
+    with _stage(f"track ({options.tracker})"):
+        return to_tracks(video, tracker, progress=sys.stderr.isatty())
+
+
+def _reconstruct(tracks: "Tracks", options: argparse.Namespace) -> "Reconstruction":
+    with _stage("load model"):
+        import fasttracks
+
+        model = fasttracks.load(options.model, device=options.device, precision=options.precision)
+    with _stage("reconstruct"):
+        result = fasttracks.reconstruct(
+            tracks, model=model, intrinsics=_intrinsics(tracks, options.focal)
+        )
+    assert isinstance(result, fasttracks.Reconstruction)  # one clip went in
+    return result
+
+
+def _intrinsics(tracks: "Tracks", focal: float | None) -> Any:
+    if focal is None:
+        return None
+    if focal <= 0:
+        raise InputError(f"--focal: expected pixels above 0, found {focal:g}")
+    camera = tracks.camera().copy()
+    camera[:, (0, 1), (0, 1)] = focal
+    return camera
+
+
+def _finish(result: "Reconstruction", output: Path) -> None:
+    from fasttracks.viewers.picture import draw
+
+    picture = output.with_suffix(".png")
+    with _stage("write"):
+        result.save(output)
+        draw(result, picture)
+    _table({**_summary(result), "wrote": f"{output}, {picture}"})
+
+
+def _summary(result: "Reconstruction") -> dict[str, Any]:
+    import numpy as np
+
+    error = result.reprojection_error[result.visibility]
+    path = np.linalg.norm(np.diff(result.camera_to_world[:, :3, 3], axis=0), axis=1).sum()
+    focal = result.intrinsics[:, 0, 0]
+    return {
+        "frames": result.points.shape[0],
+        "tracks": result.points.shape[1],
+        "seen": f"{result.visibility.mean():.1%}",
+        "image": _size(result.image_size),
+        "focal length": f"{np.median(focal):.0f} px",
+        "reprojection error": f"{np.median(error):.2f} px median, "
+        f"{np.percentile(error, 90):.2f} px 90th percentile",
+        "camera path": f"{path / np.median(result.depth):.2f} × the median depth",
+    }
+
+
+def _size(image_size: tuple[int, int] | None) -> str:
+    return f"{image_size[1]}×{image_size[0]} px" if image_size else "unknown"
+
+
+def _table(rows: dict[str, Any]) -> None:
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        print(f"{name:<{width}}  {value}")
+
+
+@contextmanager
+def _stage(name: str) -> Iterator[None]:
+    """Print how long a part of the work took."""
+    start = time.perf_counter()
+    yield
+    print(f"{name:<14} {time.perf_counter() - start:6.2f} s", flush=True)
+
+
+def _output(options: argparse.Namespace, ending: str) -> Path:
+    """Where to write; InputError before any work if that can't be."""
+    path = Path(options.output or Path(options.input).stem + ending)
+    suffix = Path(f"name{ending}").suffix
+    if path.is_dir():
+        raise InputError(f"-o: {path} is a directory; expected a file name")
+    if path.suffix != suffix:
+        raise InputError(f"-o: expected a name ending in {suffix}, found {path}")
+    if path.exists() and not options.force:
+        raise InputError(f"-o: {path} exists; choose another name, or --force to replace it")
+    return path
+
+
+def _complain(message: str, status: int) -> int:
+    print(f"fasttracks: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    _complain(f"warning: {message}", 0)
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults that say something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise SystemExit(_complain(f"error: {message}; see '{self.prog} --help'", 2))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="fasttracks", description="Point tracks to cameras and 4D points.")
+    parser.add_argument("--version", action="version", version=f"fasttracks {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+
+    def command(run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            run.__name__,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            formatter_class=_Help,
+        )
+        sub.set_defaults(run=run)
+        return sub
+
+    sub = command(demo, "reconstruct the bundled tracks of a real clip; needs nothing")
+    sub.add_argument(
+        "-o", "--output", default="fasttracks-demo", metavar="FOLDER", help="where to write"
+    )
+    _model_options(sub)
+
+    sub = command(track, "follow points through a video and write a track file")
+    sub.add_argument("input", metavar="VIDEO")
+    _output_options(sub, "VIDEO-tracks.npz")
+    _video_options(sub)
+    sub.add_argument("--device", default="auto", help="of the tracker: auto, cpu, cuda, cuda:1")
+
+    sub = command(reconstruct, "turn tracks or a video into cameras and 4D points")
+    sub.add_argument("input", metavar="TRACKS|VIDEO", help="a track file (.npz) or a video")
+    _output_options(sub, "INPUT-reconstruction.npz, a picture beside it")
+    _model_options(sub)
+    _video_options(sub)
+
+    sub = command(convert, "turn a released TracksTo4D checkpoint (.pt) into a weights file")
+    sub.add_argument("input", metavar="CHECKPOINT")
+    _output_options(sub, "CHECKPOINT.safetensors")
+    sub.add_argument("--precision", default="fp32", choices=("fp32", "fp16", "bf16"))
+    sub.add_argument(
+        "--predicts-focal",
+        action="store_true",
+        help="the checkpoint was trained to correct the focal length",
+    )
+
+    sub = command(info, "say what a track file, reconstruction or weights file holds")
+    sub.add_argument("input", metavar="FILE", help="a file, or a shipped model's name")
+
+    command(env, "print versions and devices, for a bug report")
+    return parser
+
+
+def _output_options(sub: argparse.ArgumentParser, default: str) -> None:
+    sub.add_argument("-o", "--output", metavar="FILE", help=f"where to write: {default}")
+    sub.add_argument("--force", action="store_true", help="replace the output if it exists")
+
+
+def _model_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--model", default="base", help="a shipped name or a weights file")
+    sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    sub.add_argument("--precision", default="auto", help="auto, fp32, fp16, bf16")
+    sub.add_argument("--focal", type=float, metavar="PX", help="focal length in pixels, if known")
+
+
+def _video_options(sub: argparse.ArgumentParser) -> None:
+    video = sub.add_argument_group("video")
+    video.add_argument("--tracker", default="klt", help="klt or cotracker")
+    video.add_argument("--checkpoint", metavar="FILE", help="CoTracker's weights")
+    video.add_argument("--start", type=float, default=0.0, metavar="SECONDS", help="skip these")
+    video.add_argument("--frames", type=int, default=50, help="read at most this many")
+    video.add_argument("--every", type=int, default=1, metavar="N", help="take every Nth frame")
+    video.add_argument(
+        "--max-size", type=int, default=1024, metavar="PX", help="shrink the longer side to this"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""The command line as a person uses it: in its own process, from an empty folder."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from helpers import rule_weights, tiny_network
+
+import fasttracks
+from fasttracks import Reconstruction, Tracks
+from fasttracks.cli import main
+from fasttracks.weights import save
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def tracks_file():
+    rng = np.random.default_rng(0)
+    Tracks(rng.uniform(0, 400, (6, 20, 2)), image_size=(400, 400)).save("clip.npz")
+    save(tiny_network(dtype=torch.float32), "tiny.safetensors")
+    return "clip.npz"
+
+
+def fails(arguments, capsys):
+    """The one line that a bad call prints."""
+    before = sorted(os.listdir())
+    try:
+        status = main(arguments)
+    except SystemExit as stop:
+        status = stop.code
+    _, err = capsys.readouterr()
+    assert status == 2
+    assert err.startswith("fasttracks: error: "), err
+    assert err.count("\n") == 1, err
+    assert sorted(os.listdir()) == before
+    return err
+
+
+def test_demo_in_a_fresh_process():
+    out = subprocess.run(
+        [sys.executable, "-m", "fasttracks.cli", "demo", "--device", "cpu"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert "reprojection error" in out.stdout
+    assert not out.stderr
+    assert sorted(os.listdir("fasttracks-demo")) == ["reconstruction.npz", "reconstruction.png"]
+    result = Reconstruction.load("fasttracks-demo/reconstruction.npz")
+    assert result.points.shape == (50, 900, 3)
+    assert result.median_reprojection_error < 4
+    assert os.path.getsize("fasttracks-demo/reconstruction.png") > 50_000
+
+
+def test_reconstruct_info_and_force(tracks_file, capsys):
+    arguments = ["reconstruct", tracks_file, "--model", "tiny.safetensors", "--device", "cpu"]
+    assert main(arguments) == 0
+    assert "wrote" in capsys.readouterr().out
+    assert sorted(os.listdir()) == [
+        "clip-reconstruction.npz",
+        "clip-reconstruction.png",
+        "clip.npz",
+        "tiny.safetensors",
+    ]
+    assert "exists" in fails(arguments, capsys)
+    assert main([*arguments, "--force"]) == 0
+    for name in ("clip.npz", "clip-reconstruction.npz", "tiny.safetensors", "base"):
+        capsys.readouterr()
+        assert main(["info", name]) == 0
+        assert len(capsys.readouterr().out.splitlines()) >= 4
+
+
+def test_focal_length_is_used(tracks_file):
+    options = ["--model", "tiny.safetensors", "--device", "cpu", "-o", "a.npz"]
+    assert main(["reconstruct", tracks_file, *options, "--focal", "777"]) == 0
+    assert (Reconstruction.load("a.npz").intrinsics[:, (0, 1), (0, 1)] == 777).all()
+
+
+def test_convert(capsys):
+    torch.save({"model_state_dict": rule_weights()}, "released.pt")
+    assert main(["convert", "released.pt", "--precision", "fp16", "--predicts-focal"]) == 0
+    model = fasttracks.load("released.safetensors", device="cpu")
+    assert model.config.predicts_focal
+    assert os.path.getsize("released.safetensors") < 26e6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ([], "COMMAND"),
+        (["fly"], "fly"),
+        (["reconstruct"], "TRACKS"),
+        (["reconstruct", "nowhere.npz"], "no file nowhere.npz"),
+        (["reconstruct", "nowhere.mp4"], "nowhere.mp4"),
+        (["reconstruct", "folder"], "folder"),
+        (["reconstruct", "empty.npz"], "empty.npz"),
+        (["reconstruct", "empty.mp4"], "empty.mp4"),
+        (["reconstruct", "clip.npz", "-o", "folder"], "directory"),
+        (["reconstruct", "clip.npz", "-o", "a.txt"], ".npz"),
+        (["reconstruct", "clip.npz", "-o", "clip.npz"], "exists"),
+        (["reconstruct", "clip.npz", "--model", "nowhere"], "nowhere"),
+        (["reconstruct", "clip.npz", "--device", "warp"], "device"),
+        (["reconstruct", "clip.npz", "--precision", "fp1"], "precision"),
+        (["reconstruct", "clip.npz", "--focal", "-3"], "focal"),
+        (["reconstruct", "clip.npz", "--focal", "x"], "focal"),
+        (["reconstruct", "empty.mp4", "--tracker", "eyes"], "eyes"),
+        (["track", "empty.mp4", "--frames", "0"], "frames"),
+        (["convert", "nowhere.pt"], "nowhere.pt"),
+        (["convert", "folder"], "folder"),
+        (["convert", "empty.mp4"], "empty.mp4"),
+        (["info", "nowhere.npz"], "nowhere.npz"),
+        (["info", "empty.mp4"], "empty.mp4"),
+    ],
+    ids=" ".join,
+)
+def test_bad_calls(arguments, complaint, tracks_file, capsys):
+    os.mkdir("folder")
+    for name in ("empty.npz", "empty.mp4"):
+        open(name, "wb").close()
+    assert complaint in fails(arguments, capsys)
+
+
+@pytest.mark.parametrize("command", ["demo", "track", "reconstruct", "convert", "info", "env"])
+def test_help(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert len(capsys.readouterr().out) > 100
+
+
+def test_env_where_the_import_is_broken(tmp_path):
+    (tmp_path / "torch.py").write_text("raise ImportError('broken torch')")
+    out = subprocess.run(
+        [sys.executable, "-m", "fasttracks.env"],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    ).stdout
+    assert "broken torch" in out
+    assert "numpy" in out
