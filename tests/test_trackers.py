@@ -1,0 +1,344 @@
+"""Trackers against motions that are known."""
+
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from fasttracks.errors import InputError
+from fasttracks.trackers import get_tracker, grid_queries, to_tracks
+from fasttracks.trackers.cotracker import CoTracker
+from fasttracks.trackers.klt import KLT
+from fasttracks.video import Video
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [
+        (1, [0]),
+        (2, [0, 1]),
+        (20, [0, 19]),
+        (21, [0, 20]),
+        (50, [0, 20, 40, 49]),
+        (100, [0, 20, 40, 60, 80, 99]),
+    ],
+)
+def test_grids_start_regularly(count: int, expected: list[int]) -> None:
+    queries = grid_queries(count, 30, 45)
+    assert queries.dtype == np.float32
+    assert queries.shape == (225 * len(expected), 3)
+    assert queries[::225, 0].tolist() == expected
+
+
+def test_grid_points_are_cell_centres() -> None:
+    points = grid_queries(1, 30, 45)[:, 1:].reshape(15, 15, 2)
+    np.testing.assert_allclose(points[3, :, 0], 1 + 3 * np.arange(15))
+    np.testing.assert_allclose(points[:, 3, 1], 0.5 + 2 * np.arange(15))
+
+
+@pytest.mark.parametrize("count", [181, 1000, 100_000])
+def test_grids_stay_few(count: int) -> None:
+    starts = np.unique(grid_queries(count, 30, 45)[:, 0])
+    assert 8 <= len(starts) <= 10
+    assert (starts[0], starts[-1]) == (0, count - 1)
+
+
+def texture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Smooth noise, (height, width, 3) uint8."""
+    noise = np.random.default_rng(seed).normal(size=(height, width, 3)).astype(np.float32)
+    noise = cv2.GaussianBlur(noise, (0, 0), 2)
+    return np.clip(128 + 45 * noise / noise.std(), 0, 255).astype(np.uint8)
+
+
+def affine(t: float) -> np.ndarray:
+    """(2, 3): where a point of the first frame is in frame t."""
+    turn, scale = 0.004 * t, 1 + 0.003 * t
+    c, s = scale * np.cos(turn), scale * np.sin(turn)
+    return np.array([[c, -s, 1.3 * t], [s, c, 4 * np.sin(0.2 * t)]])
+
+
+def moving_clip(count: int, height: int = 160, width: int = 200) -> np.ndarray:
+    """A texture that moves by `affine`; it goes on beyond the image."""
+    margin = 60
+    image = texture(height + 2 * margin, width + 2 * margin)
+    frames = []
+    for t in range(count):
+        matrix = affine(t)
+        matrix[:, 2] -= matrix[:, :2] @ [margin, margin]
+        frames.append(cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_CUBIC))
+    return np.stack(frames)
+
+
+def true_tracks(queries: np.ndarray, count: int) -> np.ndarray:
+    """(T, N, 2): where `affine` takes each query."""
+    motion = np.tile(np.eye(3), (count, 1, 1))
+    motion[:, :2] = [affine(t) for t in range(count)]
+    points = np.insert(queries[:, 1:].astype(float), 2, 1, axis=1)
+    since = motion[:, None] @ np.linalg.inv(motion)[queries[:, 0].astype(int)]
+    return (since @ points[..., None])[..., :2, 0]
+
+
+def test_klt_follows_a_known_motion() -> None:
+    count = 24
+    frames = moving_clip(count)
+    queries = grid_queries(count, *frames.shape[1:3])
+    truth = true_tracks(queries, count)
+    tracks, visible = KLT()(frames)
+
+    assert tracks.shape == (count, 3 * 225, 2)
+    assert tracks.dtype == np.float32
+    assert visible.shape == tracks.shape[:2]
+    assert visible.dtype == bool
+    error = np.linalg.norm(tracks - truth, axis=-1)[visible]
+    assert np.median(error) < 0.1
+    assert np.quantile(error, 0.99) < 0.5
+
+    size = np.array(frames.shape[2:0:-1])
+    inside = ((truth > 5) & (truth < size - 6)).all(-1)
+    always = np.logical_and.accumulate(inside, 0) & (queries[:, 0] == 0)
+    assert visible[always].mean() > 0.97
+    assert not visible[((truth < -1) | (truth > size)).any(-1)].any()
+
+
+def test_klt_loses_what_is_covered_and_keeps_its_place() -> None:
+    still = texture(120, 160)
+    frames = np.stack([still] * 12)
+    frames[6:, 40:80, 50:110] = texture(40, 60, seed=1)
+    tracks, visible = KLT(every=100)(frames)
+
+    x, y = grid_queries(12, 120, 160, every=100)[:225, 1:].T
+    covered = (x > 55) & (x < 105) & (y > 45) & (y < 75)
+    free = (x < 35) | (x > 125) | (y < 25) | (y > 95)
+    first = slice(0, 225)
+    assert visible[:6, first].all()
+    assert not visible[6:, first][:, covered].any()
+    assert visible[6:, first][:, free].all()
+    np.testing.assert_array_equal(
+        tracks[6:, first][:, covered], np.tile(tracks[5, first][covered], (6, 1, 1))
+    )
+    # The grid of the last frame sees the cover, and loses it backwards.
+    last = slice(225, 450)
+    assert visible[6:, last][:, covered].all()
+    assert not visible[:6, last][:, covered].any()
+
+
+def test_klt_repeats_itself() -> None:
+    frames = moving_clip(6)
+    for one, other in zip(KLT()(frames), KLT()(frames), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("shape", [(1, 40, 50), (2, 40, 50), (3, 7, 5), (3, 1, 1)])
+def test_klt_takes_tiny_clips(shape: tuple[int, int, int]) -> None:
+    frames = np.zeros((*shape, 3), np.uint8)  # nothing to hold on to, either
+    tracks, visible = KLT()(frames)
+    queries = grid_queries(*shape)
+    assert np.isfinite(tracks).all()
+    start = queries[:, 0].astype(int)
+    np.testing.assert_array_equal(tracks[start, np.arange(len(start))], queries[:, 1:])
+    assert visible[start, np.arange(len(start))].all()
+
+
+@pytest.mark.parametrize("tracker", [KLT(), CoTracker()])
+@pytest.mark.parametrize(
+    "frames", [np.zeros((2, 8, 8, 3)), np.zeros((2, 8, 8), np.uint8), np.zeros((0, 8, 8, 3), "u1")]
+)
+def test_frames_are_checked(tracker: KLT | CoTracker, frames: np.ndarray) -> None:
+    with pytest.raises(InputError, match=r"^frames: expected"):
+        tracker(frames)
+
+
+def test_names() -> None:
+    assert get_tracker("klt", window=15) == KLT(window=15)
+    assert get_tracker("cotracker", checkpoint="a.pth") == CoTracker("a.pth")
+    with pytest.raises(InputError, match=r"^tracker: expected 'klt' or 'cotracker', found 'sift'$"):
+        get_tracker("sift")
+
+
+def test_tracks_are_in_pixels_of_the_source() -> None:
+    frames = np.stack([texture(60, 80)] * 2)
+    tracks = to_tracks(Video(frames, np.array([0, 0.1]), (120, 160)), KLT(grid=4))
+    np.testing.assert_allclose(tracks.tracks[0, :4, 0], 20 + 40 * np.arange(4) - 0.5)
+    assert tracks.image_size == (120, 160)
+    assert tracks.fps == pytest.approx(10)
+
+
+def test_nothing_heavy_is_imported_early() -> None:
+    code = (
+        "import sys, fasttracks.trackers.klt, fasttracks.trackers.cotracker;"
+        "assert not {'cv2', 'torch', 'av', 'tqdm'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def drift(t: np.ndarray) -> np.ndarray:
+    """(..., 2): the analytic motion that the fake CoTracker sees."""
+    return np.stack([t, 5 * np.sin(t / 9)], axis=-1)
+
+
+def clip_numbered(count: int) -> np.ndarray:
+    """(T, 24, 30, 3): every pixel says its frame's number, so that the fake knows the time."""
+    return np.tile(np.arange(count, dtype=np.uint8)[:, None, None, None], (1, 24, 30, 3))
+
+
+class FakePredictor(torch.nn.Module):
+    """Moves points by `drift`; a point is seen where `sees` says so."""
+
+    def __init__(self, checkpoint: str, offline: bool, window_len: int) -> None:
+        super().__init__()
+        assert Path(checkpoint).is_file()
+        assert offline
+        assert window_len == 60
+        self.calls: list[tuple[int, int]] = []  # frames, queries
+
+    @staticmethod
+    def sees(time: np.ndarray, home: np.ndarray) -> np.ndarray:
+        """(T, n) from frame numbers (T, 1) and where drift-free points are (n, 2)."""
+        return (time + np.floor(home[:, 0])) % 5 != 0
+
+    def forward(
+        self, video: torch.Tensor, queries: torch.Tensor, backward_tracking: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        assert backward_tracking
+        assert video.dtype == queries.dtype == torch.float32
+        assert video.ndim == 5
+        assert video.shape[0] == queries.shape[0] == 1
+        assert video.shape[2:] == (3, 24, 30)
+        assert queries.shape[2] == 3
+        self.calls.append((video.shape[1], queries.shape[1]))
+        time = video[0, :, 0, 0, 0].numpy()  # 0..255, not scaled
+        frame, point = queries[0, :, 0].numpy(), queries[0, :, 1:].numpy()
+        assert (frame == frame.astype(int)).all()
+        home = point - drift(time[frame.astype(int)])
+        tracks = home + drift(time)[:, None]
+        visible = self.sees(time[:, None], home)
+        return torch.tensor(tracks).float()[None], torch.tensor(visible)[None]
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file to give as checkpoint, with the fake package installed."""
+    package, module = types.ModuleType("cotracker"), types.ModuleType("cotracker.predictor")
+    module.CoTrackerPredictor = FakePredictor  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "cotracker", package)
+    monkeypatch.setitem(sys.modules, "cotracker.predictor", module)
+    path = tmp_path / "scaled_offline.pth"
+    path.touch()
+    return path
+
+
+def truth_of(queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    time = np.arange(count)
+    home = queries[:, 1:] - drift(queries[:, 0])
+    return home + drift(time)[:, None], FakePredictor.sees(time[:, None], home)
+
+
+def test_cotracker_takes_a_short_clip_in_one_call(checkpoint: Path) -> None:
+    tracker = CoTracker(checkpoint, device="cpu")
+    tracks, visible = tracker(clip_numbered(50))
+    queries = grid_queries(50, 24, 30)
+    truth, seen = truth_of(queries, 50)
+    assert tracker._model[0].calls == [(50, 900)]
+    assert tracks.dtype == np.float32
+    assert visible.dtype == bool
+    np.testing.assert_allclose(tracks, truth, atol=1e-4)
+    np.testing.assert_array_equal(visible, seen)
+
+
+@pytest.mark.parametrize(
+    ("count", "segment", "overlap"), [(120, 120, 16), (121, 120, 16), (200, 48, 12), (90, 20, 15)]
+)
+def test_cotracker_takes_a_long_clip_in_segments(
+    checkpoint: Path, count: int, segment: int, overlap: int
+) -> None:
+    tracker = CoTracker(checkpoint, device="cpu", segment=segment, overlap=overlap)
+    tracks, visible = tracker(clip_numbered(count))
+    truth, seen = truth_of(grid_queries(count, 24, 30), count)
+    np.testing.assert_allclose(tracks, truth, atol=1e-3)
+    np.testing.assert_array_equal(visible, seen)
+    frames = [frames for frames, _ in tracker._model[0].calls]
+    assert max(frames) <= segment
+    assert (len(frames) == 1) == (count <= segment)
+
+
+def test_cotracker_loses_what_is_hidden_between_segments(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden = range(28, 45)  # more than the frames 30..39 that both segments have
+
+    def sees(time: np.ndarray, home: np.ndarray) -> np.ndarray:
+        left = home[:, 0] < 5
+        return ~(left & (time >= hidden.start) & (time < hidden.stop))
+
+    monkeypatch.setattr(FakePredictor, "sees", staticmethod(sees))
+    tracks, visible = CoTracker(checkpoint, device="cpu", segment=40, overlap=10)(clip_numbered(70))
+    queries = grid_queries(70, 24, 30)
+    truth, seen = truth_of(queries, 70)
+    lost = ~seen.all(0)
+
+    np.testing.assert_allclose(tracks[:, ~lost], truth[:, ~lost], atol=1e-3)
+    early, late = lost & (queries[:, 0] < 40), lost & (queries[:, 0] >= 40)
+    assert early.any()
+    assert late.any()
+    np.testing.assert_array_equal(visible[:40, early], seen[:40, early])
+    assert not visible[40:, early].any()
+    assert (tracks[40:, early] == tracks[39, early]).all()
+    np.testing.assert_array_equal(visible[30:, late], seen[30:, late])
+    assert not visible[:30, late].any()
+    assert (tracks[:30, late] == tracks[30, late]).all()
+
+
+@pytest.mark.parametrize("path", [None, "nowhere.pth"])
+def test_cotracker_asks_for_its_checkpoint(checkpoint: Path, path: str | None) -> None:
+    with pytest.raises(InputError, match=r"^checkpoint: .*scaled_offline\.pth.*CC-BY-NC"):
+        CoTracker(path, device="cpu")(clip_numbered(2))
+
+
+def test_cotracker_refuses_a_damaged_checkpoint(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: FakePredictor, **_: object) -> None:
+        raise EOFError("Ran out\nof input")
+
+    monkeypatch.setattr(FakePredictor, "__init__", fail)
+    with pytest.raises(InputError, match=r"can't be loaded \(Ran out of input\)$"):
+        CoTracker(checkpoint, device="cpu")(clip_numbered(2))
+
+
+@pytest.mark.parametrize("path", [None, "a.pth"])
+def test_cotracker_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, path: str | None) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("<urlopen error\nno network>")
+
+    monkeypatch.setitem(sys.modules, "cotracker", None)  # not importable
+    monkeypatch.setattr(torch.hub, "load", fail)
+    with pytest.raises(InputError, match=r"pip install git\+https.*CC-BY-NC") as caught:
+        CoTracker(path, device="cpu")(clip_numbered(2))
+    assert "\n" not in str(caught.value)
+
+
+def test_cotracker_from_the_hub(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def load(*args: str) -> FakePredictor:
+        asked.append(args)
+        return FakePredictor(str(checkpoint), offline=True, window_len=60)
+
+    monkeypatch.setitem(sys.modules, "cotracker.predictor", None)
+    monkeypatch.setattr(torch.hub, "load", load)
+    tracker = CoTracker(device="cpu")
+    for _ in range(2):
+        tracker(clip_numbered(3))
+    assert asked == [("facebookresearch/co-tracker", "cotracker3_offline")]
+
+
+def test_cotracker_checks_its_options() -> None:
+    with pytest.raises(InputError, match=r"^overlap: expected"):
+        CoTracker(segment=16, overlap=16)
+    with pytest.raises(InputError, match=r"^device: "):
+        CoTracker(device="abacus")(clip_numbered(2))

@@ -1,0 +1,274 @@
+"""Reading video files. The frames' mean red value tells which frame one is."""
+
+import subprocess
+import sys
+import warnings
+import wave
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from fasttracks.errors import InputError
+from fasttracks.video import Video, read_video
+
+RATE = 10
+
+
+def write_video(
+    path: Path,
+    *,
+    count: int = 30,
+    size: tuple[int, int] = (48, 64),
+    pts: list[int] | None = None,
+    rotation: int = 0,
+    codec: str = "libx264",
+    pixels: str = "yuv420p",
+) -> Path:
+    """Key frames every 10 frames; frame i is 8 i red, below a green bar and over blue noise."""
+    noise = np.random.default_rng(0)
+    options = {"movflags": "faststart"} if path.suffix == ".mp4" else {}
+    with av.open(str(path), "w", options=options) as container:
+        stream = container.add_stream(codec, rate=RATE, options={"g": "10", "crf": "1"})
+        stream.height, stream.width = size
+        stream.pix_fmt = pixels
+        stream.bit_rate = 4_000_000
+        stream.time_base = stream.codec_context.time_base = Fraction(1, 100)
+        if rotation:
+            stream.set_display_rotation(rotation)
+        for i in range(count):
+            image = np.zeros((*size, 3), np.uint8)
+            image[..., 0] = 8 * i
+            image[: size[0] // 3, :, 1] = 255
+            image[-size[0] // 3 :, :, 2] = noise.integers(0, 256, (-(-size[0] // 3), size[1]))
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts = pts[i] if pts else i * 100 // RATE
+            frame.time_base = Fraction(1, 100)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def numbers(video: Video) -> list[int]:
+    """Which of `write_video`'s frames these are."""
+    return np.rint(video.frames[..., 0].mean((1, 2)) / 8).astype(int).tolist()
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_video(tmp_path_factory.mktemp("video") / "clip.mp4")
+
+
+def test_whole(clip: Path) -> None:
+    video = read_video(clip)
+    assert video.frames.shape == (30, 48, 64, 3)
+    assert video.frames.dtype == np.uint8
+    assert numbers(video) == list(range(30))
+    np.testing.assert_allclose(video.times, np.arange(30) / RATE)
+    assert video.fps == pytest.approx(RATE)
+    assert video.image_size == (48, 64)
+
+
+def test_colours_are_rgb(clip: Path) -> None:
+    first = read_video(clip, frames=1).frames[0].astype(int)
+    assert abs(first[:12] - (0, 255, 0)).max() < 12
+    assert abs(first[18:30]).max() < 12
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"start": 1.2}, range(12, 30)),  # between key frames
+        ({"start": 1.25, "frames": 3}, range(13, 16)),
+        ({"start": 2.9}, [29]),
+        ({"every": 7}, range(0, 30, 7)),
+        ({"start": 0.5, "every": 10, "frames": 2}, [5, 15]),
+        ({"frames": 100}, range(30)),
+    ],
+)
+def test_range_and_stride(clip: Path, options: dict, expected: list[int]) -> None:
+    video = read_video(clip, **options)
+    assert numbers(video) == list(expected)
+    np.testing.assert_allclose(video.times, np.array(expected) / RATE)
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".ts", ".avi", ".mov"])
+def test_seeking_in_other_containers(tmp_path: Path, suffix: str) -> None:
+    path = write_video(tmp_path / f"clip{suffix}", codec="mpeg4" if suffix == ".avi" else "libx264")
+    video = read_video(path, start=1.2, frames=2)
+    np.testing.assert_allclose(video.times, [1.2, 1.3], atol=1e-3)
+    assert numbers(video) == [12, 13]
+
+
+def test_raw_stream_has_no_time_stamps(tmp_path: Path) -> None:
+    video = read_video(write_video(tmp_path / "clip.h264"), start=0.4)
+    assert video.times[0] == pytest.approx(0.4)
+    assert numbers(video)[-1] == 29
+
+
+def test_variable_frame_rate(tmp_path: Path) -> None:
+    pts = [0, 4, 8, 12, 40, 44, 48, 90]
+    video = read_video(write_video(tmp_path / "vfr.mp4", count=8, pts=pts))
+    np.testing.assert_allclose(video.times, np.array(pts) / 100)
+    assert video.fps == pytest.approx(25)
+
+
+@pytest.mark.skipif(
+    not hasattr(av.VideoStream, "set_display_rotation"), reason="this PyAV can't write rotations"
+)
+@pytest.mark.parametrize("rotation", [90, 180, -90])
+def test_rotation_flag(tmp_path: Path, rotation: int) -> None:
+    video = read_video(write_video(tmp_path / "phone.mp4", count=3, rotation=rotation))
+    height, width = video.frames.shape[1:3]
+    assert video.image_size == (height, width) == ((48, 64) if rotation == 180 else (64, 48))
+    bar = {90: np.s_[:, :12], 180: np.s_[-12:], -90: np.s_[:, -12:]}[rotation]
+    green = video.frames[0, ..., 1]
+    assert green[bar].min() > 240
+    assert np.count_nonzero(green > 128) == 48 * 64 // 3
+
+
+@pytest.mark.parametrize("pixels", ["yuv444p", "yuv420p10le", "gray"])
+def test_odd_sizes_and_pixel_formats(tmp_path: Path, pixels: str) -> None:
+    size = (48, 64) if "420" in pixels else (35, 51)
+    path = write_video(tmp_path / "odd.mkv", size=size, pixels=pixels, count=2)
+    assert read_video(path).frames.shape == (2, *size, 3)
+
+
+@pytest.mark.parametrize(
+    ("max_size", "expected"), [(32, (24, 32)), (33, (25, 33)), (64, (48, 64)), (1, (1, 1))]
+)
+def test_max_size(clip: Path, max_size: int, expected: tuple[int, int]) -> None:
+    video = read_video(clip, max_size=max_size, frames=2)
+    assert video.frames.shape[1:3] == expected
+    assert video.image_size == (48, 64)
+
+
+def test_shrinking_averages(tmp_path: Path) -> None:
+    path = tmp_path / "noise.mkv"
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=RATE)
+        stream.height, stream.width, stream.pix_fmt = 64, 64, "gray"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(noise, format="gray")))
+        container.mux(stream.encode(None))
+    small = read_video(path, max_size=8).frames[0, ..., 0].astype(float)
+    mean = noise.reshape(8, 8, 8, 8).mean((1, 3))
+    assert abs(small - mean).max() < 2
+
+
+@pytest.mark.parametrize("name", ["два котика.mp4", "a:b.mp4", "100%03d.mp4"])
+def test_file_names(clip: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / name).write_bytes(clip.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    assert len(read_video(name, frames=2).frames) == 2
+
+
+def test_breaking_off(clip: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(clip.read_bytes()[: clip.stat().st_size * 2 // 3])
+    with pytest.warns(UserWarning, match=r"cut\.mp4 breaks off after \d+ frames") as caught:
+        video = read_video(cut)
+    assert len(caught) == 1
+    assert 10 < len(video.frames) < 30
+    assert numbers(video) == list(range(len(video.frames)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # what was asked for is whole
+        read_video(cut, frames=5)
+
+
+def test_ending_early(tmp_path: Path) -> None:
+    """Matroska's reader takes a file that is cut off for one that ends."""
+    whole = write_video(tmp_path / "whole.mkv").read_bytes()
+    cut = tmp_path / "cut.mkv"
+    cut.write_bytes(whole[: len(whole) // 2])
+    with pytest.warns(UserWarning, match=r"the last frame is at 1\.\d s of 3 s"):
+        assert len(read_video(cut).frames) < 20
+
+
+def bad_file(kind: str, clip: Path, folder: Path) -> Path:
+    path = folder / f"{kind}.mp4"
+    if kind == "directory":
+        path.mkdir()
+    elif kind == "empty":
+        path.touch()
+    elif kind == "text":
+        path.write_text("not a video\n" * 100)
+    elif kind == "header":
+        path.write_bytes(clip.read_bytes()[:600])
+    elif kind == "codec":
+        path.write_bytes(clip.read_bytes().replace(b"avc1", b"zzzz"))
+    elif kind == "picture":
+        cv2 = pytest.importorskip("cv2")
+        path = path.with_suffix(".png")
+        cv2.imwrite(str(path), np.zeros((8, 8, 3), np.uint8))
+    elif kind == "audio":
+        path = path.with_suffix(".wav")
+        with wave.open(str(path), "wb") as sound:
+            sound.setnchannels(1)
+            sound.setsampwidth(2)
+            sound.setframerate(8000)
+            sound.writeframes(bytes(8000))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("missing", "no file"),
+        ("directory", "is a directory"),
+        ("empty", "is empty"),
+        ("text", "can't be decoded"),
+        ("header", "can't be decoded"),
+        ("codec", "can't be decoded"),
+        ("picture", "is a picture"),
+        ("audio", "holds audio but no video"),
+    ],
+)
+def test_bad_files(
+    clip: Path, tmp_path: Path, kind: str, says: str, capfd: pytest.CaptureFixture
+) -> None:
+    path = bad_file(kind, clip, tmp_path)
+    with pytest.raises(InputError, match=says) as caught:
+        read_video(path)
+    message = str(caught.value)
+    assert str(path) in message
+    assert "\n" not in message
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"start": -1},
+        {"start": float("nan")},
+        {"start": float("inf")},
+        {"frames": 0},
+        {"frames": 2.5},
+        {"every": 0},
+        {"every": -2},
+        {"max_size": 0},
+    ],
+)
+def test_bad_options(clip: Path, options: dict) -> None:
+    (name,) = options
+    with pytest.raises(InputError, match=f"^{name}: expected"):
+        read_video(clip, **options)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".ts"])
+def test_start_past_the_end(tmp_path: Path, suffix: str) -> None:
+    path = write_video(tmp_path / f"clip{suffix}")
+    with pytest.raises(InputError, match=r"^start: 3\.5 s is past the last frame .* at 2\.9 s$"):
+        read_video(path, start=3.5)
+
+
+def test_libav_is_silent(clip: Path, tmp_path: Path) -> None:
+    """In a process of its own, since libav writes past Python's streams."""
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(clip.read_bytes()[: clip.stat().st_size // 2])
+    code = "import sys; from fasttracks.video import read_video; read_video(sys.argv[1])"
+    command = [sys.executable, "-W", "ignore", "-c", code, str(cut)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout + done.stderr == ""
