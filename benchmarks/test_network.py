@@ -1,5 +1,7 @@
 """The network's forward against the reference: `pytest benchmarks`.
 
+`--benchmark-json=benchmarks/results/network-DEVICE.json` keeps the figures.
+
 Accuracy first: nothing is timed that strays from the reference in float64. Sizes are
 (frames, tracks); on a CPU only the small ones, unless FASTTRACKS_BENCHMARK_ALL is set.
 """
