@@ -1,0 +1,1 @@
+"""Training: generated scenes, supervision, and the loop."""

@@ -1,0 +1,311 @@
+"""The training loop: from any weights, resumable, supervised by scenes or by the paper's loss."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fasttracks.config import Config
+from fasttracks.evaluation import Estimate, Truth, metrics
+from fasttracks.files import replacing
+from fasttracks.losses import unsupervised
+from fasttracks.network import TracksTo4D
+from fasttracks.training.library import Library
+from fasttracks.training.scenes import Clips, generate, seeded
+from fasttracks.training.supervision import supervised
+from fasttracks.training.variety import Variety
+from fasttracks.weights import load, save
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How a run goes; kept in its checkpoint."""
+
+    steps: int = 20_000
+    learning_rate: float = 4e-4  # of Adam, reached after warm-up, zero at the end
+    warm_up: int = 300
+    weight_decay: float = 0.02
+    clip_norm: float = 1.0
+    ema: float = 0.999
+    # clips × frames × tracks of a step, taken in turn; every shape is compiled once
+    shapes: tuple[tuple[int, int, int], ...] = (
+        (24, 50, 100),
+        (10, 50, 240),
+        (40, 24, 128),
+        (4, 50, 640),
+    )
+    seed: int = 0
+
+
+class Run:
+    """A network in training, with all it needs to stop and go on."""
+
+    def __init__(self, network: TracksTo4D, schedule: Schedule) -> None:
+        self.network, self.schedule, self.step = network, schedule, 0
+        self.average = {n: p.detach().clone() for n, p in network.named_parameters()}
+        # The camera head sums 7936 inputs: what is a small step elsewhere is a leap there.
+        head = list(network.camera.parameters())
+        others = [p for p in network.parameters() if all(p is not q for q in head)]
+        groups = [
+            ([p for p in others if p.ndim > 1], 1.0, schedule.weight_decay),
+            ([p for p in others if p.ndim <= 1], 1.0, 0.0),
+            (head, 0.1, 0.0),
+        ]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": p, "relative": r, "weight_decay": decay} for p, r, decay in groups],
+            lr=schedule.learning_rate,
+            betas=(0.9, 0.98),
+            fused=next(network.parameters()).is_cuda,
+        )
+
+    def learning_rate(self) -> float:
+        """Linear warm-up, then a cosine to zero."""
+        s = self.schedule
+        done = (self.step - s.warm_up) / max(1, s.steps - s.warm_up)
+        return s.learning_rate * min(
+            (self.step + 1) / s.warm_up, 0.5 + 0.5 * math.cos(math.pi * min(1.0, max(0.0, done)))
+        )
+
+    def update(self, loss: Tensor) -> Tensor:
+        """One step down the gradient of a loss; a loss or gradient that isn't finite is skipped.
+
+        Returns the gradient's norm.
+        """
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.schedule.clip_norm)
+        sane = torch.isfinite(norm) & torch.isfinite(loss)
+        # Chosen on the device, so that the host needn't wait: a gradient of zero moves nothing.
+        for parameter in self.network.parameters():
+            if parameter.grad is not None:
+                parameter.grad = torch.where(sane, parameter.grad, 0.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate() * group["relative"]
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        # Young averages forget faster, so that they aren't the first weights for long.
+        keep = min(self.schedule.ema, (1 + self.step) / (10 + self.step))
+        parameters = [p.detach() for p in self.network.parameters()]
+        torch._foreach_lerp_(list(self.average.values()), parameters, 1 - keep)
+        self.step += 1
+        return norm
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint that `load` goes on from."""
+        state = {
+            "config": asdict(self.network.config),
+            "schedule": asdict(self.schedule),
+            "step": self.step,
+            "network": self.network.state_dict(),
+            "average": self.average,
+            "optimizer": self.optimizer.state_dict(),
+        }
+        with replacing(path) as temporary:
+            torch.save(state, temporary)
+
+    @classmethod
+    def load(cls, path: Path, device: torch.device) -> "Run":
+        """Go on from a checkpoint, with the schedule it was started with."""
+        state = torch.load(path, map_location=device, weights_only=True)
+        network = TracksTo4D(Config(**state["config"])).to(device)
+        network.load_state_dict(state["network"])
+        run = cls(network, Schedule(**state["schedule"]))
+        run.optimizer.load_state_dict(state["optimizer"])
+        run.average, run.step = state["average"], state["step"]
+        return run
+
+    def averaged(self) -> TracksTo4D:
+        """A copy of the network with the averaged weights, for judging and shipping."""
+        network = TracksTo4D(self.network.config).to(next(iter(self.average.values())).device)
+        network.load_state_dict(self.average)
+        return network.eval().requires_grad_(False)
+
+
+def start(weights: str | os.PathLike[str] | None, schedule: Schedule, device: torch.device) -> Run:
+    """A fresh run: from a weights file, or from random weights for None.
+
+    The network learns to correct the focal length, whatever the weights did.
+    """
+    torch.manual_seed(schedule.seed)
+    config = Config(predicts_focal=True)
+    network = TracksTo4D(config)
+    head: Any = network.camera
+    with torch.no_grad():
+        if weights is None:  # cameras begin at (0, 0, -15), looking along +z
+            head.weight *= 0.1
+            head.bias.zero_()
+            head.bias[2] = -15.0
+            head.bias[-6:] = torch.tensor([1.0, 0, 0, 0, 1, 0])
+        else:
+            source = load(weights, device="cpu", precision="fp32")
+            network.load_state_dict(source.state_dict())
+            if not source.config.predicts_focal:
+                head.weight[3] = 0.0
+                head.bias[3] = 0.0
+    return Run(network.to(device), schedule)
+
+
+def forward(network: TracksTo4D, tracks: Tensor) -> Any:
+    """The network with its blocks in bfloat16 where there is CUDA; all else in float32."""
+    x = network.embedding(tracks)
+    with torch.autocast("cuda", torch.bfloat16, enabled=tracks.is_cuda):
+        for block in network.blocks:
+            x = block(x)
+    return network.read(x.float())
+
+
+Batch = tuple[Tensor, Truth | None]  # the network's input (B, T, N, 3), and the truth if known
+Source = Callable[[tuple[int, int, int], int], Batch]  # clips of a shape (B, T, N) for a step
+
+
+def train(
+    run: Run,
+    source: Source,
+    folder: Path,
+    *,
+    validation: Mapping[str, list[Batch]],
+    minutes: float = math.inf,
+    report_every: int = 200,
+    validate_every: int = 2000,
+    progress: bool = False,
+) -> None:
+    """Train until the schedule or the time is over, then leave a checkpoint and weights.
+
+    Writes into `folder`: run.pt to go on from, weights.safetensors (averaged, float16) for
+    use, and log.jsonl, one line a report. Clips with truth are supervised; for those without,
+    the loss is the paper's.
+    """
+    from tqdm import tqdm
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for block in run.network.blocks if next(run.network.parameters()).is_cuda else ():
+        block.compile(dynamic=False)
+    run.network.train()
+    began, tokens = time.monotonic(), 0
+    sums: dict[str, Any] = {}
+    end = began + 60 * minutes
+    bar = tqdm(total=run.schedule.steps, initial=run.step, unit="step", disable=not progress)
+    with open(folder / "log.jsonl", "a") as log, bar:
+        while run.step < run.schedule.steps and time.monotonic() < end:
+            shape = run.schedule.shapes[run.step % len(run.schedule.shapes)]
+            inputs, truth = source(shape, run.step)
+            prediction = forward(run.network, inputs)
+            terms = (
+                unsupervised(prediction, inputs) if truth is None else supervised(prediction, truth)
+            )
+            norm = run.update(terms.total.mean())
+            tokens += inputs[..., 0].numel()
+            for name, value in {**terms._asdict(), "gradient": norm}.items():
+                sums[name] = sums.get(name, 0) + value.detach().mean()
+            bar.update()
+
+            last = run.step == run.schedule.steps
+            if run.step % report_every == 0 or last:
+                elapsed = time.monotonic() - began
+                line = {
+                    "step": run.step,
+                    "minutes": round(elapsed / 60, 2),
+                    "tokens/s": round(tokens / elapsed),
+                    "rate": run.learning_rate(),
+                    **{n: round(v.item() / report_every, 5) for n, v in sums.items()},
+                }
+                sums = {}
+                if run.step % validate_every == 0 or last:
+                    line["validation"] = _validate_all(run, validation)
+                    run.save(folder / "run.pt")
+                print(json.dumps(line), file=log, flush=True)
+                bar.set_postfix(loss=line["total"])
+        summary = _validate_all(run, validation)
+        print(json.dumps({"step": run.step, "validation": summary}), file=log)
+    run.save(folder / "run.pt")
+    record = {"schedule": asdict(run.schedule), "step": run.step, "validation": summary}
+    save(
+        run.averaged(),
+        folder / "weights.safetensors",
+        dtype=torch.float16,
+        metadata={"licence": "Apache-2.0", "training": json.dumps(record)},
+    )
+
+
+def scenes(
+    library: Library,
+    seed: int,
+    varieties: Sequence[Variety] = (Variety(),),
+    *,
+    record: bool = False,
+) -> Source:
+    """Generated clips: the same for the same seed and step, wherever a run was stopped.
+
+    Varieties take turns. With `record` (CUDA) generation is a CUDA graph for each shape and
+    variety, which leaves the host to the training; a batch then lives until the next one.
+    """
+    recorded: dict[Any, Callable[[int], Clips]] = {}
+
+    def source(shape: tuple[int, int, int], step: int) -> Batch:
+        variety = varieties[step % len(varieties)]
+        key = (seed << 32) + step
+
+        def make(generator: torch.Generator) -> Clips:
+            return generate(*shape, library=library, generator=generator, variety=variety)
+
+        if record:
+            if (shape, variety) not in recorded:
+                recorded[shape, variety] = _record(make, library)
+            return _batch(recorded[shape, variety](key))
+        return _batch(make(seeded(key, library.split, library.device)))
+
+    return source
+
+
+def _record(make: Callable[[torch.Generator], Clips], library: Library) -> Callable[[int], Clips]:
+    """A CUDA graph of `make`, run for a seed."""
+    generator = seeded(0, library.split, library.device)
+    make(generator)  # constants reach the device once, not in a graph
+    graph = torch.cuda.CUDAGraph()
+    graph.register_generator_state(generator)
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        clips = make(generator)
+
+    def replay(key: int) -> Clips:
+        generator.manual_seed(seeded(key, library.split, "cpu").initial_seed())
+        graph.replay()
+        return clips
+
+    return replay
+
+
+def _batch(clips: Clips) -> Batch:
+    return clips.tracks, Truth(
+        clips.points_camera,
+        clips.rotation,
+        clips.position,
+        clips.visible,
+        clips.moving,
+        clips.truth_tracks,
+        clips.focal,
+    )
+
+
+def _validate_all(run: Run, validation: Mapping[str, list[Batch]]) -> dict[str, dict[str, float]]:
+    network = run.averaged()
+    return {name: validate(network, batches) for name, batches in validation.items()}
+
+
+@torch.no_grad()
+def validate(network: TracksTo4D, batches: list[Batch]) -> dict[str, float]:
+    """Mean of each metric over the clips of batches with truth."""
+    clips: dict[str, list[Tensor]] = {}
+    for inputs, truth in batches:
+        assert truth is not None
+        p = forward(network, inputs)
+        estimate = Estimate(p.points_camera, p.rotation, p.position, p.projection)
+        for name, values in metrics(estimate, truth).items():
+            clips.setdefault(name, []).append(values)
+    return {n: round(torch.cat(v).nanmean().item(), 4) for n, v in clips.items()}

@@ -1,0 +1,115 @@
+"""The supervised loss: a prediction against the known truth of generated clips.
+
+World frame and scale of a prediction are free, so points are compared in the cameras and
+poses pair by pair, after one scale a clip.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fasttracks.evaluation import Truth
+from fasttracks.geometry import Prediction, project, to_camera
+
+# What one unit of each term weighs. Distances are relative to depth, angles in radians.
+WEIGHTS = {
+    "points": 1.0,
+    "static": 0.3,
+    "reprojection": 5.0,
+    "rotation": 2.0,
+    "position": 2.0,
+    "path": 0.2,
+    "focal": 0.5,
+}
+
+
+class Supervised(NamedTuple):
+    """One value a clip, each (B,), before weighing; `total` after."""
+
+    total: Tensor
+    points: Tensor  # camera-frame points, relative to depth
+    static: Tensor  # the static scene's, for points that don't move
+    reprojection: Tensor  # distance to the exact tracks, unseen points too
+    rotation: Tensor  # relative rotations of frame pairs
+    position: Tensor  # relative positions of frame pairs, relative to the median depth
+    path: Tensor  # the same, relative to the length of the path
+    focal: Tensor  # relative error of the focal length
+    motion: Tensor  # -log likelihood of the static scene's reprojection under γ; trains γ alone
+
+
+def supervised(prediction: Prediction, truth: Truth) -> Supervised:
+    """Compare a prediction with the truth of its clips.
+
+    The total is a logarithm: clips whose depth can't be known, with no parallax, have large
+    losses and would drown the others.
+    """
+    p = prediction
+    size = _median(truth.points_camera[..., 2], truth.visible)
+    least = 0.2 * size[:, None, None]
+    depth = truth.points_camera[..., 2].clamp(min=least)
+    # Unseen points are trained too, but a guess can't be as good there; those that have come to
+    # the camera's side or behind it not at all, as their image is anywhere.
+    weight = truth.visible + 0.2 * ~truth.visible
+    weight = _normalised(weight * (truth.points_camera[..., 2] > least))
+
+    # Bounded, for a prediction whose points are at or behind its cameras.
+    scale = size / _median(p.points_camera[..., 2].detach(), truth.visible).clamp(min=0.5)
+    scale = scale[:, None, None, None]
+    points = scale * p.points_camera
+    static = scale * to_camera(p.basis[:, :1], p.rotation, p.position)
+    still = _normalised(weight * ~truth.moving[:, None])
+
+    # The distance in the image times guessed over true depth, which stays tame at depth zero.
+    offset = p.focal[..., None, None] * points[..., :2] - truth.tracks * points[..., 2:]
+    static_offset = project(static.detach(), p.focal.detach()) - truth.tracks
+    squared = static_offset.square().sum(-1).clamp(max=1.0)
+    gamma = p.motion[:, None]
+    motion = _normalised(1.0 * truth.visible) * torch.log(gamma + squared / gamma)
+
+    rotation, position = _pairs(p, truth, scale[..., 0])
+    path = truth.position.diff(dim=1).norm(dim=-1).sum(1)
+    terms = {
+        "points": (weight * _length(points - truth.points_camera) / depth).sum((1, 2)),
+        "static": (still * _length(static - truth.points_camera) / depth).sum((1, 2)),
+        "reprojection": (weight * _length(offset) / depth).sum((1, 2)),
+        "rotation": rotation,
+        "position": position / size,
+        "path": position / (path + 0.1 * size),
+        "focal": (p.focal / truth.focal[:, None] - 1).abs().mean(1),
+    }
+    total = torch.stack([WEIGHTS[name] * term for name, term in terms.items()]).sum(0)
+    motion = motion.sum((1, 2))
+    return Supervised(torch.log(0.1 + total) + 0.02 * motion, **terms, motion=motion)
+
+
+def _pairs(p: Prediction, truth: Truth, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Errors of relative rotation and position over all frame pairs, near ones weighing more."""
+    frames = torch.arange(p.rotation.shape[1], device=p.rotation.device)
+    gap = (frames[:, None] - frames).abs()
+    weight = (gap > 0) / gap.clamp(min=1)
+    weight = weight / weight.sum().clamp(min=1e-9)
+
+    def relative(rotation: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+        back = rotation.mT[:, :, None]
+        step = position[:, None] - position[:, :, None]
+        return back @ rotation[:, None], (back @ step[..., None])[..., 0]
+
+    turn, step = relative(p.rotation, scale * p.position)
+    true_turn, true_step = relative(truth.rotation, truth.position)
+    # For small angles the chord |A − B| is √2 times the angle between them.
+    angle = _length((turn - true_turn).flatten(-2)) / 2**0.5
+    return (weight * angle).sum((1, 2)), (weight * _length(step - true_step)).sum((1, 2))
+
+
+def _length(vector: Tensor) -> Tensor:
+    """Norm along the last axis, with a gradient at zero."""
+    return (vector.square().sum(-1) + 1e-10).sqrt()
+
+
+def _normalised(weight: Tensor) -> Tensor:
+    return weight / weight.sum((1, 2), keepdim=True).clamp(min=1)
+
+
+def _median(values: Tensor, mask: Tensor) -> Tensor:
+    return values.masked_fill(~mask, float("nan")).flatten(1).nanmedian(1).values

@@ -1,0 +1,74 @@
+"""What scenes vary in, and how much."""
+
+from dataclasses import dataclass
+
+from fasttracks.training.sampling import Range
+
+# The orders that weights below refer to.
+PLACES = ("open", "street", "room", "backdrop")
+CAMERAS = ("orbit", "walk", "follow", "dolly", "still", "pan", "recorded")
+ACTIONS = ("walk", "idle", "rear", "lie", "jump")
+
+
+@dataclass(frozen=True)
+class Variety:
+    """Shares of clips and ranges of what is drawn in each. Override a few for an ablation.
+
+    Weights need not sum to 1. Pixels are those of a camera with a focal length of 500 px.
+    """
+
+    # Who moves
+    person: float = 0.35  # of bodies that are a recorded person, where there are recordings
+    company: tuple[float, ...] = (0.05, 0.55, 0.25, 0.15)  # weights of 0, 1, 2, 3 bodies
+    frozen: float = 0.06  # nothing moves in the whole clip
+    movers: float = 0.25  # balls and vehicles drive about
+    actions: tuple[float, ...] = (0.5, 0.25, 0.1, 0.07, 0.08)
+    fill: Range = (0.25, 1.0)  # the subject's length as a share of the image's longer side
+    span: Range = (0.6, 10.0)  # seconds a clip lasts
+    soft: float = 0.7  # skin that blends between bones, as skinned characters have
+    relief: Range = (0.0, 0.06)  # roughness of surfaces, as a share of their radius
+
+    # Where
+    places: tuple[float, ...] = (0.45, 0.2, 0.22, 0.13)
+    openness: Range = (0.4, 5.0)  # outdoors, how far behind all else walls are, in distances
+    slope: float = 0.2  # the ground is not level
+    clutter: Range = (0.0, 1.0)  # share of the boxes, rocks and poles in use
+    foreground: float = 0.3  # poles and leaves between camera and subject
+
+    # Camera
+    cameras: tuple[float, ...] = (0.3, 0.16, 0.1, 0.08, 0.1, 0.06, 0.3)
+    swing: Range = (3.0, 80.0)  # degrees an orbit goes around the subject
+    shake: Range = (0.05, 1.0)  # of a hand as in TUM's fr1_xyz, whose is a lively one
+    focal: Range = (0.6, 2.2)  # in longer sides of the image
+    unknown_focal: float = 0.35  # tracks are normalised by a guess: one longer side
+
+    # Tracks
+    random_pixels: float = 0.2  # queries anywhere instead of on a grid
+    on_subject: float = 0.5  # clips in which a part of the queries is on the subject
+    clean: float = 0.08  # clips with perfect tracks
+    klt: float = 0.4  # trackers that lose what they can't see; the others guess on
+    noise: Range = (0.05, 1.5)  # pixels of jitter
+    drift: Range = (0.005, 0.3)  # pixels a frame, growing with its root
+    hidden: Range = (0.0, 0.25)  # observations missed though visible, in runs
+    lost: Range = (0.0, 0.15)  # tracks that are lost for no reason
+    jumps: Range = (0.0, 0.08)  # tracks that go on with a neighbour's position
+    sticky: Range = (0.0, 0.3)  # occluded tracks that go on with their occluder
+    outliers: Range = (0.0, 0.06)  # tracks that wander freely
+    flags: Range = (0.0, 0.02)  # observed flags that are wrong
+
+
+# Clips as most people take them: one or two subjects close by, filmed by hand from a few sides,
+# usually with a known camera.
+CASUAL = Variety(
+    company=(0.02, 0.73, 0.2, 0.05),
+    frozen=0.02,
+    movers=0.1,
+    fill=(0.3, 0.8),
+    places=(0.55, 0.1, 0.25, 0.1),
+    openness=(0.15, 1.2),
+    cameras=(0.35, 0.1, 0.1, 0.05, 0.03, 0.02, 0.35),
+    swing=(10.0, 80.0),
+    focal=(0.7, 1.5),
+    unknown_focal=0.15,
+    noise=(0.05, 1.0),
+)
