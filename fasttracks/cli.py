@@ -60,6 +60,35 @@ def reconstruct(options: argparse.Namespace) -> None:
     _finish(_reconstruct(tracks, options), output)
 
 
+def train(options: argparse.Namespace) -> None:
+    """Train weights, on generated scenes or on tracks without truth."""
+    from fasttracks.training.command import run
+
+    run(options)
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """Judge a model on a folder of clips with truth."""
+    import numpy as np
+
+    import fasttracks
+    from fasttracks import evaluation
+
+    clips = sorted(Path(options.input).glob("*.npz"))
+    if not clips:
+        raise InputError(f"FOLDER: {options.input} holds no .npz clips with truth")
+    model = fasttracks.load(options.model, device=options.device, precision=options.precision)
+    rows = evaluation.evaluate(clips, model)
+    table: dict[str, Any] = {"": f"{'mean':>9} {'median':>9} {'flat guess':>11}"}
+    for name in rows[0]:
+        if name != "clip" and not name.startswith("flat "):
+            values = [row[name] for row in rows]
+            flat = [row.get(f"flat {name}", np.nan) for row in rows]
+            guess = "" if np.isnan(flat).all() else f"{np.nanmean(flat):11.4f}"
+            table[name] = f"{np.nanmean(values):9.4f} {np.nanmedian(values):9.4f} {guess}"
+    _table(table)
+
+
 def convert(options: argparse.Namespace) -> None:
     """Released checkpoint to weights file."""
     output = _output(options, ".safetensors")
@@ -271,6 +300,30 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="the checkpoint was trained to correct the focal length",
     )
+
+    sub = command(train, "train weights on generated scenes, or on tracks without truth")
+    sub.add_argument(
+        "-o", "--output", required=True, metavar="FOLDER", help="a run that is there goes on"
+    )
+    sub.add_argument(
+        "--data", metavar="FOLDER", help="with mocap_cmu.npz and camera_paths.npz, if any"
+    )
+    sub.add_argument("--tracks", metavar="FOLDER", help="train on these track files, without truth")
+    sub.add_argument("--weights", default="base", help="to start from: a name, a file, or 'none'")
+    sub.add_argument("--steps", type=int, default=20_000)
+    sub.add_argument("--minutes", type=float, help="stop after this long, to go on later")
+    sub.add_argument("--validation-clips", type=int, default=64, help="of each of three kinds")
+    sub.add_argument("--learning-rate", type=float, default=4e-4)
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+
+    sub = command(evaluate, "judge a model on a folder of clips with truth")
+    sub.add_argument(
+        "input", metavar="FOLDER", help="of clips as fasttracks.evaluation.save_clip writes them"
+    )
+    sub.add_argument("--model", default="base", help="a shipped name or a weights file")
+    sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    sub.add_argument("--precision", default="auto", help="auto, fp32, fp16, bf16")
 
     sub = command(info, "say what a track file, reconstruction or weights file holds")
     sub.add_argument("input", metavar="FILE", help="a file, or a shipped model's name")

@@ -1,150 +1,110 @@
-"""The field's metrics, for batches of clips with truth.
+"""Clips with truth: their files, and how well they are reconstructed."""
 
-AbsRel and δ as in TracksTo4D (arXiv 2404.07097, section 4), ATE and RPE as in Sturm et al.,
-"A Benchmark for the Evaluation of RGB-D SLAM Systems" (IROS 2012) after Sim(3) alignment,
-APD and 3D-AJ as in TAPVid-3D (arXiv 2407.05921).
-"""
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-from typing import NamedTuple
-
+import numpy as np
 import torch
 from torch import Tensor
 
-FOCAL_LENGTH = 525.0  # pixels, at which reprojection errors are stated
-TAPVID_PIXELS = (1, 2, 4, 8, 16)
+from fasttracks.errors import InputError
+from fasttracks.files import replacing
+from fasttracks.metrics import Estimate, Truth, flat_guess, metrics
+from fasttracks.network import TracksTo4D
+from fasttracks.pipeline import reconstruct
+from fasttracks.reconstruction import Reconstruction
+from fasttracks.tracks import Tracks, from_arrays, read_npz
 
 
-class Truth(NamedTuple):
-    """What is known of B clips."""
+def save_clip(
+    path: str | os.PathLike[str], tracks: Tracks, truth: Truth, intrinsics: np.ndarray
+) -> None:
+    """Write a track file with truth beside it, for `evaluate`.
 
-    points_camera: Tensor  # (B, T, N, 3)
-    rotation: Tensor  # (B, T, 3, 3) camera to world
-    position: Tensor  # (B, T, 3)
-    visible: Tensor  # (B, T, N) bool
-    moving: Tensor  # (B, N) bool: moves in the world
-    tracks: Tensor  # (B, T, N, 2) exact projections, normalised by the assumed focal length
-    focal: Tensor  # (B,) true over assumed focal length
-
-
-class Estimate(NamedTuple):
-    """What is judged; world frame and scale are free. Shapes as in `Truth`."""
-
-    points_camera: Tensor
-    rotation: Tensor
-    position: Tensor
-    projection: Tensor
-
-
-def metrics(estimate: Estimate, truth: Truth) -> dict[str, Tensor]:
-    """Each metric by name, one value a clip (B,); NaN where a clip has nothing to judge.
-
-    `absrel` and `delta` (share within 1.25) after a scale per frame, `_moving` with the same
-    scale over moving points alone; `ate` in percent of the path, `rpe_rotation` in degrees a
-    frame, `rpe_position` in percent of the path; `apd` and `aj` in percent; `reprojection`
-    in pixels at a focal length of 525.
+    truth of this one clip (B = 1); intrinsics (3, 3), the true ones, in pixels.
     """
-    visible, moving = truth.visible, truth.moving[:, None] & truth.visible
-    depth = truth.points_camera[..., 2]
-    guess = estimate.points_camera[..., 2]
-    guess = guess * (_median(depth, visible) / _median(guess, visible))
-    absrel = (guess - depth).abs() / depth
-    delta = torch.maximum(guess / depth, depth / guess.clamp(min=1e-6)) < 1.25
-    offset = torch.linalg.vector_norm(estimate.projection - truth.tracks, dim=-1)
-    # A projection in units of the assumed focal length, in pixels of a true 525.
-    pixels = offset * (FOCAL_LENGTH / truth.focal)[:, None, None]
-    return {
-        "absrel": _mean_over_frames(absrel, visible),
-        "absrel_moving": _mean_over_frames(absrel, moving),
-        "delta": _mean_over_frames(delta, visible),
-        "delta_moving": _mean_over_frames(delta, moving),
-        **_trajectory(estimate, truth),
-        **_tapvid3d(estimate, truth),
-        "reprojection": _mean(pixels, visible, (1, 2)),
+    arrays = {
+        **{name: value for name, value in vars(tracks).items() if value is not None},
+        "true_points_camera": truth.points_camera[0].cpu().numpy(),
+        "true_camera_to_world": _poses(truth),
+        "true_visibility": truth.visible[0].cpu().numpy(),
+        "true_intrinsics": intrinsics,
+        "moving": truth.moving[0].cpu().numpy(),
     }
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **arrays)
 
 
-def flat_guess(truth: Truth) -> dict[str, Tensor]:
-    """AbsRel of the guess that all depths of a frame are equal: what any method must beat."""
-    points = torch.ones_like(truth.points_camera)
-    flat = metrics(Estimate(points, truth.rotation, truth.position, truth.tracks), truth)
-    return {name: flat[name] for name in ("absrel", "absrel_moving", "delta", "delta_moving")}
+def load_clip(path: str | os.PathLike[str]) -> tuple[Tracks, Truth, np.ndarray]:
+    """Read what `save_clip` wrote; the truth's tracks are normalised by the true intrinsics.
 
-
-def align(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Scale (B,), rotation (B, 3, 3), shift (B, 3) that best bring points (B, T, 3) together.
-
-    Minimises Σ |s R a + t − b|². Umeyama, "Least-squares estimation of transformation
-    parameters between two point patterns", PAMI 1991.
+    A file of other origin needs, beside the tracks, true_points_camera (T, N, 3),
+    true_camera_to_world (T, 4, 4), true_intrinsics (3, 3), and moving (N,); true_visibility
+    (T, N) is the tracks' own if it isn't given.
     """
-    source, target = source.double(), target.double()
-    a, b = source - source.mean(1, keepdim=True), target - target.mean(1, keepdim=True)
-    u, d, vt = torch.linalg.svd(b.mT @ a)
-    flip = torch.ones_like(d)
-    flip[:, 2] = torch.det(u @ vt).sign()
-    rotation = u @ (flip[..., None] * vt)
-    scale = (d * flip).sum(1) / (a**2).sum((1, 2)).clamp(min=1e-20)
-    shift = target.mean(1) - scale[:, None] * (rotation @ source.mean(1)[..., None])[..., 0]
-    return scale, rotation, shift
-
-
-def _trajectory(estimate: Estimate, truth: Truth) -> dict[str, Tensor]:
-    scale, rotation, shift = align(estimate.position, truth.position)
-    target = truth.position.double()
-    aligned = scale[:, None, None] * (estimate.position.double() @ rotation.mT) + shift[:, None]
-    path = target.diff(dim=1).norm(dim=-1).sum(1).clamp(min=1e-9)
-    turn = _relative_rotation(estimate.rotation.double()).mT @ _relative_rotation(
-        truth.rotation.double()
+    arrays = read_npz(path, "clip")
+    tracks = from_arrays(arrays, path)
+    needed = ("true_points_camera", "true_camera_to_world", "true_intrinsics", "moving")
+    missing = [name for name in needed if name not in arrays]
+    if missing:
+        raise InputError(f"clip: {path} lacks {', '.join(missing)}")
+    points = torch.from_numpy(arrays["true_points_camera"]).double()[None]
+    if points.shape != (1, *tracks.tracks.shape[:2], 3):
+        raise InputError(
+            f"clip: {path} has true_points_camera of shape {tuple(points.shape[1:])}, expected "
+            f"{(*tracks.tracks.shape[:2], 3)}"
+        )
+    poses = torch.from_numpy(arrays["true_camera_to_world"]).double()[None]
+    visible = torch.from_numpy(arrays.get("true_visibility", tracks.visibility))[None]
+    truth = Truth(
+        points,
+        poses[..., :3, :3],
+        poses[..., :3, 3],
+        visible,
+        torch.from_numpy(arrays["moving"]).bool()[None],
+        points[..., :2] / points[..., 2:].clamp(min=1e-6),
+        torch.ones(1, dtype=points.dtype),
     )
-    # atan2 keeps its accuracy at small angles, where arccos loses it.
-    axis = torch.stack([turn[..., i, j] - turn[..., j, i] for i, j in ((2, 1), (0, 2), (1, 0))], -1)
-    trace = turn.diagonal(dim1=-2, dim2=-1).sum(-1)
-    angle = torch.rad2deg(torch.atan2(axis.norm(dim=-1), trace - 1))
-    step_error = _relative_position(aligned, rotation[:, None] @ estimate.rotation.double()) - (
-        _relative_position(target, truth.rotation.double())
+    return tracks, truth, arrays["true_intrinsics"].astype(np.float64)
+
+
+def judge(result: Reconstruction, truth: Truth, intrinsics: np.ndarray) -> dict[str, float]:
+    """Each metric of one clip's reconstruction; intrinsics (3, 3) are the true ones."""
+
+    def tensor(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.asarray(array, np.float64))[None]
+
+    pixels = np.concatenate([result.reprojection, np.ones_like(result.reprojection[..., :1])], -1)
+    estimate = Estimate(
+        tensor(result.points_camera),
+        tensor(result.camera_to_world[:, :3, :3]),
+        tensor(result.camera_to_world[:, :3, 3]),
+        tensor((pixels @ np.linalg.inv(intrinsics).T)[..., :2]),
     )
-    return {
-        "ate": 100 * _rms((aligned - target).norm(dim=-1)) / path,
-        "rpe_rotation": _rms(angle),
-        "rpe_position": 100 * _rms(step_error.norm(dim=-1)) / path,
-    }
+    return {name: float(value) for name, value in metrics(estimate, truth).items()}
 
 
-def _relative_rotation(rotation: Tensor) -> Tensor:
-    return rotation[:, :-1].mT @ rotation[:, 1:]
+def evaluate(
+    clips: Sequence[str | os.PathLike[str]], model: TracksTo4D, **options: Any
+) -> list[dict[str, Any]]:
+    """A row of metrics for each clip file, `flat` ones those of the flat guess.
+
+    options go to `reconstruct`.
+    """
+    rows = []
+    for path in clips:
+        tracks, truth, intrinsics = load_clip(path)
+        result = reconstruct(tracks, model=model, **options)
+        assert isinstance(result, Reconstruction)  # one clip went in
+        flat = {f"flat {name}": float(value) for name, value in flat_guess(truth).items()}
+        rows.append({"clip": Path(path).name, **judge(result.numpy(), truth, intrinsics), **flat})
+    return rows
 
 
-def _relative_position(position: Tensor, rotation: Tensor) -> Tensor:
-    return (rotation[:, :-1].mT @ position.diff(dim=1)[..., None])[..., 0]
-
-
-def _tapvid3d(estimate: Estimate, truth: Truth) -> dict[str, Tensor]:
-    """APD and 3D-AJ, the estimate's visibility being the truth's: trackers set it, not we."""
-    norm, guess = truth.points_camera.norm(dim=-1), estimate.points_camera.norm(dim=-1)
-    scale = _median((norm / guess.clamp(min=1e-9)).flatten(1), truth.visible.flatten(1))
-    points = estimate.points_camera * scale[..., None, None]
-    distance = (points - truth.points_camera).norm(dim=-1)
-    pixel = truth.points_camera[..., 2] / FOCAL_LENGTH  # at the true depth
-    within = [_mean(distance < k * pixel, truth.visible, (1, 2)) for k in TAPVID_PIXELS]
-    # With visibility given, a visible point outside is both a false positive and a miss.
-    jaccard = [w / (2 - w) for w in within]
-    return {
-        "apd": 100 * torch.stack(within).mean(0),
-        "aj": 100 * torch.stack(jaccard).mean(0),
-    }
-
-
-def _median(values: Tensor, mask: Tensor) -> Tensor:
-    """Median along the last axis where the mask holds, kept as an axis."""
-    return values.masked_fill(~mask, float("nan")).nanmedian(-1, keepdim=True).values
-
-
-def _mean(values: Tensor, mask: Tensor, axes: tuple[int, ...]) -> Tensor:
-    return values.float().masked_fill(~mask, float("nan")).nanmean(axes)
-
-
-def _mean_over_frames(values: Tensor, mask: Tensor) -> Tensor:
-    return _mean(values, mask, (2,)).nanmean(1)
-
-
-def _rms(values: Tensor) -> Tensor:
-    return (values**2).mean(1).sqrt()
+def _poses(truth: Truth) -> np.ndarray:
+    poses = np.tile(np.eye(4), (truth.rotation.shape[1], 1, 1))
+    poses[:, :3, :3] = truth.rotation[0].cpu()
+    poses[:, :3, 3] = truth.position[0].cpu()
+    return poses

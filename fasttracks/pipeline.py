@@ -63,7 +63,7 @@ def reconstruct(
     network = model if isinstance(model, TracksTo4D) else _load_once(model, device, precision)
     cameras = [clip.camera() for clip in clips]
     heads = network.points.weight
-    inputs = torch.stack([_normalise(clip, k) for clip, k in zip(clips, cameras, strict=True)])
+    inputs = torch.stack([normalise(clip, k) for clip, k in zip(clips, cameras, strict=True)])
     with torch.no_grad():
         prediction = network(inputs.to(heads.device, heads.dtype))
 
@@ -135,7 +135,7 @@ def _load_once(
     return _load_cached(path, modified, str(device), precision)
 
 
-def _normalise(clip: Tracks, camera: np.ndarray) -> Tensor:
+def normalise(clip: Tracks, camera: np.ndarray) -> Tensor:
     """The network's input (T, N, 3): pixels through K⁻¹, and whether they were seen."""
     pixels = np.concatenate([clip.tracks, np.ones_like(clip.tracks[..., :1])], -1)
     inputs = pixels @ np.linalg.inv(camera).swapaxes(-1, -2)

@@ -107,7 +107,7 @@ class Tracks:
         - TAP-Vid's `points` (N, T, 2) in 0..1 across the image, `occluded` (N, T), and
           `video` or `image_size` for the image's size.
         """
-        return _from_arrays(read_npz(path, "track file"), path)
+        return from_arrays(read_npz(path, "track file"), path)
 
 
 def read_npz(path: str | os.PathLike[str], what: str) -> dict[str, np.ndarray]:
@@ -126,7 +126,8 @@ def read_npz(path: str | os.PathLike[str], what: str) -> dict[str, np.ndarray]:
         ) from None
 
 
-def _from_arrays(arrays: Mapping[str, np.ndarray], path: str | os.PathLike[str]) -> Tracks:
+def from_arrays(arrays: Mapping[str, np.ndarray], path: str | os.PathLike[str]) -> Tracks:
+    """Tracks from the arrays of a file, in any layout that `Tracks.load` knows."""
     known: dict[str, Any] = {
         name: arrays[name] for name in ("intrinsics", "image_size") if name in arrays
     }

@@ -3,15 +3,17 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import rule_weights, tiny_network
+from helpers import TINY, rule_weights, tiny_network
 
 import fasttracks
 from fasttracks import Reconstruction, Tracks
 from fasttracks.cli import main
+from fasttracks.training.loop import Schedule
 from fasttracks.weights import save
 
 
@@ -115,6 +117,11 @@ def test_convert(capsys):
         (["convert", "nowhere.pt"], "nowhere.pt"),
         (["convert", "folder"], "folder"),
         (["convert", "empty.mp4"], "empty.mp4"),
+        (["evaluate", "folder"], "folder"),
+        (["evaluate", "clips.npz"], "clips.npz"),
+        (["train", "-o", "run", "--tracks", "folder"], "folder"),
+        (["train", "-o", "run", "--weights", "nowhere"], "nowhere"),
+        (["train"], "--output"),
         (["info", "nowhere.npz"], "nowhere.npz"),
         (["info", "empty.mp4"], "empty.mp4"),
     ],
@@ -127,7 +134,33 @@ def test_bad_calls(arguments, complaint, tracks_file, capsys):
     assert complaint in fails(arguments, capsys)
 
 
-@pytest.mark.parametrize("command", ["demo", "track", "reconstruct", "convert", "info", "env"])
+def test_train_goes_on_and_evaluate_judges(capsys, monkeypatch):
+    monkeypatch.setattr("fasttracks.training.loop.Config", lambda **_: TINY)
+    monkeypatch.setattr("fasttracks.training.command.VALIDATION_TRACKS", 20)
+    shape = ((1, 6, 12),)
+    monkeypatch.setattr(
+        "fasttracks.training.command.Schedule", lambda **k: Schedule(**k, shapes=shape)
+    )
+    options = ["--weights", "none", "--device", "cpu", "--validation-clips", "1"]
+    assert main(["train", "-o", "run", "--steps", "3", "--minutes", "0", *options]) == 0
+    assert "starting at step 0" in capsys.readouterr().out
+    assert main(["train", "-o", "run", *options]) == 0
+    assert "going on at step 1" in capsys.readouterr().out
+    assert sorted(os.listdir("run")) == ["log.jsonl", "run.pt", "weights.safetensors"]
+
+    script = Path(__file__).parents[1] / "benchmarks/validation_set.py"
+    wanted = ["-o", "clips", "--clips", "2", "--frames", "6", "--tracks", "20"]
+    subprocess.run([sys.executable, script, *wanted], check=True)
+    assert main(["evaluate", "clips", "--model", "run/weights.safetensors", "--device", "cpu"]) == 0
+    table = capsys.readouterr().out
+    assert "flat guess" in table
+    assert "rpe_rotation" in table
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["demo", "track", "reconstruct", "train", "evaluate", "convert", "info", "env"],
+)
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])

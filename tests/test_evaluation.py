@@ -5,9 +5,15 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers import tiny_network
 
-from fasttracks.evaluation import Estimate, Truth, align, flat_guess, metrics
+import fasttracks
+from fasttracks import Tracks
+from fasttracks.evaluation import evaluate, load_clip, save_clip
+from fasttracks.metrics import Estimate, Truth, align, flat_guess, metrics
+from fasttracks.training.library import load as load_library
 from fasttracks.training.sampling import exponential
+from fasttracks.training.scenes import generate, seeded
 
 
 def scene(frames=12, tracks=30, batch=2, seed=0):
@@ -123,3 +129,34 @@ def test_trajectory_metrics_agree_with_evo():
     }
     for name, value in expected.items():
         assert math.isclose(found[name].item(), value, rel_tol=1e-6), name
+
+
+def test_clips_are_judged_from_their_files(tmp_path):
+    library = load_library(None, "validation", "cpu")
+    clip = generate(1, 6, 20, library=library, generator=seeded(0, "validation", "cpu"))
+    pixels, focal, truth = 500.0, float(clip.focal[0]), clip.truth
+    centre = 400.0
+    positions = clip.tracks[0, ..., :2].numpy() * pixels + centre
+    camera = np.array([[pixels * focal, 0, centre], [0, pixels * focal, centre], [0, 0, 1]])
+    tracks = Tracks(positions, clip.tracks[0, ..., 2].numpy(), camera, (801, 801))
+    save_clip(tmp_path / "a.npz", tracks, truth, camera)
+
+    loaded, read, intrinsics = load_clip(tmp_path / "a.npz")
+    assert np.array_equal(loaded.tracks, tracks.tracks)
+    assert np.array_equal(intrinsics, camera)
+    seen = truth.visible
+    assert torch.allclose(read.tracks[seen].float(), truth.tracks[seen] / focal, atol=1e-4)
+
+    network = tiny_network(dtype=torch.float32)
+    (row,) = evaluate([tmp_path / "a.npz"], network)
+    result = fasttracks.reconstruct(tracks, model=network)
+    error = np.linalg.norm(
+        result.reprojection - (centre + pixels * truth.tracks[0].numpy()), axis=-1
+    )
+    expected = error[seen[0].numpy()].mean() * 525 / (pixels * focal)
+    assert math.isclose(row["reprojection"], expected, rel_tol=1e-3)
+    assert math.isclose(row["flat absrel"], flat_guess(truth)["absrel"].item(), rel_tol=1e-4)
+
+    tracks.save(tmp_path / "b.npz")
+    with pytest.raises(fasttracks.InputError, match="lacks true_points_camera"):
+        load_clip(tmp_path / "b.npz")

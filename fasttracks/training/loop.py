@@ -4,7 +4,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 
 from fasttracks.config import Config
-from fasttracks.evaluation import Estimate, Truth, metrics
 from fasttracks.files import replacing
+from fasttracks.geometry import Prediction
 from fasttracks.losses import unsupervised
+from fasttracks.metrics import Estimate, Truth, metrics
 from fasttracks.network import TracksTo4D
-from fasttracks.training.library import Library
-from fasttracks.training.scenes import Clips, generate, seeded
+from fasttracks.training.sources import Batch, Source
 from fasttracks.training.supervision import supervised
-from fasttracks.training.variety import Variety
 from fasttracks.weights import load, save
 
 
@@ -31,6 +30,7 @@ class Schedule:
     steps: int = 20_000
     learning_rate: float = 4e-4  # of Adam, reached after warm-up, zero at the end
     warm_up: int = 300
+    pose_warm_up: int = 0  # steps of regressing poses first, for the paper's loss from scratch
     weight_decay: float = 0.02
     clip_norm: float = 1.0
     ema: float = 0.999
@@ -151,17 +151,13 @@ def start(weights: str | os.PathLike[str] | None, schedule: Schedule, device: to
     return Run(network.to(device), schedule)
 
 
-def forward(network: TracksTo4D, tracks: Tensor) -> Any:
+def forward(network: TracksTo4D, tracks: Tensor) -> Prediction:
     """The network with its blocks in bfloat16 where there is CUDA; all else in float32."""
     x = network.embedding(tracks)
     with torch.autocast("cuda", torch.bfloat16, enabled=tracks.is_cuda):
         for block in network.blocks:
             x = block(x)
     return network.read(x.float())
-
-
-Batch = tuple[Tensor, Truth | None]  # the network's input (B, T, N, 3), and the truth if known
-Source = Callable[[tuple[int, int, int], int], Batch]  # clips of a shape (B, T, N) for a step
 
 
 def train(
@@ -175,127 +171,73 @@ def train(
     validate_every: int = 2000,
     progress: bool = False,
 ) -> None:
-    """Train until the schedule or the time is over, then leave a checkpoint and weights.
+    """Train until the schedule or the time is over.
 
-    Writes into `folder`: run.pt to go on from, weights.safetensors (averaged, float16) for
-    use, and log.jsonl, one line a report. Clips with truth are supervised; for those without,
-    the loss is the paper's.
+    Writes into `folder`, at every validation and at the end: run.pt to go on from,
+    weights.safetensors (averaged, float16) for use, and log.jsonl, one line a report. Clips
+    with truth are supervised; for those without, the loss is the paper's.
     """
     from tqdm import tqdm
 
     folder.mkdir(parents=True, exist_ok=True)
-    for block in run.network.blocks if next(run.network.parameters()).is_cuda else ():
+    cuda = next(run.network.parameters()).is_cuda
+    for block in run.network.blocks if cuda else ():
         block.compile(dynamic=False)
     run.network.train()
-    began, tokens = time.monotonic(), 0
+    s, began, tokens = run.schedule, time.monotonic(), 0
     sums: dict[str, Any] = {}
-    end = began + 60 * minutes
-    bar = tqdm(total=run.schedule.steps, initial=run.step, unit="step", disable=not progress)
+    bar = tqdm(total=s.steps, initial=run.step, unit="step", disable=not progress)
     with open(folder / "log.jsonl", "a") as log, bar:
-        while run.step < run.schedule.steps and time.monotonic() < end:
-            shape = run.schedule.shapes[run.step % len(run.schedule.shapes)]
-            inputs, truth = source(shape, run.step)
-            prediction = forward(run.network, inputs)
-            terms = (
-                unsupervised(prediction, inputs) if truth is None else supervised(prediction, truth)
-            )
-            norm = run.update(terms.total.mean())
+        while run.step < s.steps:
+            inputs, truth = source(s.shapes[run.step % len(s.shapes)], run.step)
+            terms = _loss(run, forward(run.network, inputs), inputs, truth)
+            terms["gradient"] = run.update(terms["total"].mean())
             tokens += inputs[..., 0].numel()
-            for name, value in {**terms._asdict(), "gradient": norm}.items():
+            for name, value in terms.items():
                 sums[name] = sums.get(name, 0) + value.detach().mean()
             bar.update()
 
-            last = run.step == run.schedule.steps
-            if run.step % report_every == 0 or last:
-                elapsed = time.monotonic() - began
-                line = {
-                    "step": run.step,
-                    "minutes": round(elapsed / 60, 2),
-                    "tokens/s": round(tokens / elapsed),
-                    "rate": run.learning_rate(),
-                    **{n: round(v.item() / report_every, 5) for n, v in sums.items()},
-                }
-                sums = {}
-                if run.step % validate_every == 0 or last:
-                    line["validation"] = _validate_all(run, validation)
-                    run.save(folder / "run.pt")
-                print(json.dumps(line), file=log, flush=True)
-                bar.set_postfix(loss=line["total"])
-        summary = _validate_all(run, validation)
-        print(json.dumps({"step": run.step, "validation": summary}), file=log)
-    run.save(folder / "run.pt")
-    record = {"schedule": asdict(run.schedule), "step": run.step, "validation": summary}
-    save(
-        run.averaged(),
-        folder / "weights.safetensors",
-        dtype=torch.float16,
-        metadata={"licence": "Apache-2.0", "training": json.dumps(record)},
-    )
+            elapsed = time.monotonic() - began
+            last = run.step == s.steps or elapsed > 60 * minutes
+            if not last and run.step % report_every:
+                continue
+            count = (run.step - 1) % report_every + 1
+            line: dict[str, Any] = {
+                "step": run.step,
+                "minutes": round(elapsed / 60, 2),
+                "tokens/s": round(tokens / elapsed),
+                "learning rate": run.learning_rate(),
+                **{name: round(value.item() / count, 5) for name, value in sums.items()},
+            }
+            sums = {}
+            bar.set_postfix(loss=line["total"])
+            if last or run.step % validate_every == 0:
+                network = run.averaged()
+                line["validation"] = {n: validate(network, b) for n, b in validation.items()}
+                run.save(folder / "run.pt")
+                record = {"schedule": asdict(s), "step": run.step, **line["validation"]}
+                metadata = {"licence": "Apache-2.0", "training": json.dumps(record)}
+                save(
+                    network, folder / "weights.safetensors", dtype=torch.float16, metadata=metadata
+                )
+            print(json.dumps(line), file=log, flush=True)
+            if last:
+                break
 
 
-def scenes(
-    library: Library,
-    seed: int,
-    varieties: Sequence[Variety] = (Variety(),),
-    *,
-    record: bool = False,
-) -> Source:
-    """Generated clips: the same for the same seed and step, wherever a run was stopped.
-
-    Varieties take turns. With `record` (CUDA) generation is a CUDA graph for each shape and
-    variety, which leaves the host to the training; a batch then lives until the next one.
-    """
-    recorded: dict[Any, Callable[[int], Clips]] = {}
-
-    def source(shape: tuple[int, int, int], step: int) -> Batch:
-        variety = varieties[step % len(varieties)]
-        key = (seed << 32) + step
-
-        def make(generator: torch.Generator) -> Clips:
-            return generate(*shape, library=library, generator=generator, variety=variety)
-
-        if record:
-            if (shape, variety) not in recorded:
-                recorded[shape, variety] = _record(make, library)
-            return _batch(recorded[shape, variety](key))
-        return _batch(make(seeded(key, library.split, library.device)))
-
-    return source
-
-
-def _record(make: Callable[[torch.Generator], Clips], library: Library) -> Callable[[int], Clips]:
-    """A CUDA graph of `make`, run for a seed."""
-    generator = seeded(0, library.split, library.device)
-    make(generator)  # constants reach the device once, not in a graph
-    graph = torch.cuda.CUDAGraph()
-    graph.register_generator_state(generator)
-    torch.cuda.synchronize()
-    with torch.cuda.graph(graph):
-        clips = make(generator)
-
-    def replay(key: int) -> Clips:
-        generator.manual_seed(seeded(key, library.split, "cpu").initial_seed())
-        graph.replay()
-        return clips
-
-    return replay
-
-
-def _batch(clips: Clips) -> Batch:
-    return clips.tracks, Truth(
-        clips.points_camera,
-        clips.rotation,
-        clips.position,
-        clips.visible,
-        clips.moving,
-        clips.truth_tracks,
-        clips.focal,
-    )
-
-
-def _validate_all(run: Run, validation: Mapping[str, list[Batch]]) -> dict[str, dict[str, float]]:
-    network = run.averaged()
-    return {name: validate(network, batches) for name, batches in validation.items()}
+def _loss(
+    run: Run, prediction: Prediction, inputs: Tensor, truth: Truth | None
+) -> dict[str, Tensor]:
+    """Terms of the loss, one value a clip."""
+    if truth is not None:
+        return supervised(prediction, truth)._asdict()
+    if run.step < run.schedule.pose_warm_up:
+        # The paper's warm-up: cameras in front of the scene, looking at it.
+        p = prediction
+        away = p.position - p.position.new_tensor([0.0, 0.0, -15.0])
+        turned = p.rotation - torch.eye(3, device=p.rotation.device)
+        return {"total": away.square().sum(-1).mean(1) + turned.square().sum((-1, -2)).mean(1)}
+    return unsupervised(prediction, inputs)._asdict()
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fasttracks.geometry import MIN_DEPTH
+from fasttracks.metrics import Truth
 from fasttracks.training.casting import in_sight
 from fasttracks.training.degrade import degrade
 from fasttracks.training.library import SPLITS, Library
@@ -42,6 +43,19 @@ class Clips:
     pixels: Tensor  # (B,) the assumed focal length in pixels
     extent: Tensor  # (B, 2) half the image's width and height, normalised
     query: Tensor  # (B, N) the frames in which tracks start
+
+    @property
+    def truth(self) -> Truth:
+        """What a prediction from `tracks` is held against."""
+        return Truth(
+            self.points_camera,
+            self.rotation,
+            self.position,
+            self.visible,
+            self.moving,
+            self.truth_tracks,
+            self.focal,
+        )
 
 
 def seeded(seed: int, split: str, device: str | torch.device) -> torch.Generator:

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fasttracks.evaluation import Truth
 from fasttracks.geometry import Prediction, project, to_camera
+from fasttracks.metrics import Truth
 
 # What one unit of each term weighs. Distances are relative to depth, angles in radians.
 WEIGHTS = {

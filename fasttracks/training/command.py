@@ -1,0 +1,84 @@
+"""`fasttracks train`: a run from its options."""
+
+import argparse
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from fasttracks.errors import InputError
+from fasttracks.tracks import Tracks
+from fasttracks.training.library import Library
+from fasttracks.training.library import load as load_library
+from fasttracks.training.loop import Run, Schedule, start, train
+from fasttracks.training.sources import Batch, Source, recordings, scenes
+from fasttracks.training.variety import CASUAL, Variety
+from fasttracks.weights import resolve_device
+
+# Held-out scenes of three kinds: all there is; casual clips; and the hardest check of whether
+# training carries over: one subject, a known lens, recorded camera paths.
+VALIDATION = {
+    "all": Variety(),
+    "casual": CASUAL,
+    "handheld": replace(
+        CASUAL, unknown_focal=0, cameras=(0, 0, 0, 0, 0, 0, 1.0), company=(0, 1, 0, 0)
+    ),
+}
+VALIDATION_FRAMES, VALIDATION_TRACKS = 50, 256
+_AT_ONCE = 16  # clips of a validation batch
+
+
+def run(options: argparse.Namespace) -> None:
+    """Start a run, or go on with the one that is in the output folder."""
+    device, folder = resolve_device(options.device), Path(options.output)
+    scratch = options.weights == "none"
+    schedule = Schedule(
+        steps=options.steps,
+        learning_rate=options.learning_rate,
+        seed=options.seed,
+        pose_warm_up=options.steps // 20 if scratch and options.tracks else 0,
+    )
+    source = _source(options, device)
+    checkpoint = folder / "run.pt"
+    going = checkpoint.exists()
+    current = (
+        Run.load(checkpoint, device)
+        if going
+        else start(None if scratch else options.weights, schedule, device)
+    )
+    print(f"{'going on' if going else 'starting'} at step {current.step} on {device}")
+    train(
+        current,
+        source,
+        folder,
+        validation=validation(
+            load_library(options.data, "validation", device), options.validation_clips
+        ),
+        minutes=math.inf if options.minutes is None else options.minutes,
+        progress=sys.stderr.isatty(),
+    )
+    print(f"wrote {folder / 'run.pt'}, {folder / 'weights.safetensors'}, {folder / 'log.jsonl'}")
+
+
+def validation(library: Library, clips: int, seed: int = 1) -> dict[str, list[Batch]]:
+    """Batches of held-out scenes, so many clips of each kind, the same every time."""
+    sizes = [min(_AT_ONCE, clips - begin) for begin in range(0, clips, _AT_ONCE)]
+    return {
+        name: [
+            scenes(library, seed, (variety,))((size, VALIDATION_FRAMES, VALIDATION_TRACKS), i)
+            for i, size in enumerate(sizes)
+        ]
+        for name, variety in VALIDATION.items()
+    }
+
+
+def _source(options: argparse.Namespace, device: torch.device) -> Source:
+    if options.tracks is None:
+        library = load_library(options.data, "train", device)
+        return scenes(library, options.seed, (Variety(), CASUAL), record=device.type == "cuda")
+    files = sorted(Path(options.tracks).glob("*.npz"))
+    if not files:
+        raise InputError(f"--tracks: {options.tracks} holds no .npz track files")
+    return recordings([Tracks.load(file) for file in files], options.seed, device)

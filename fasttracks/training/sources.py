@@ -1,0 +1,94 @@
+"""Where training's clips come from: generated scenes, or recordings without truth."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from fasttracks.metrics import Truth
+from fasttracks.pipeline import normalise
+from fasttracks.tracks import Tracks
+from fasttracks.training.library import Library
+from fasttracks.training.scenes import Clips, generate, seeded
+from fasttracks.training.variety import Variety
+
+Batch = tuple[Tensor, Truth | None]  # the network's input (B, T, N, 3), and the truth if known
+Source = Callable[[tuple[int, int, int], int], Batch]  # clips of a shape (B, T, N) for a step
+
+
+def scenes(
+    library: Library,
+    seed: int,
+    varieties: Sequence[Variety] = (Variety(),),
+    *,
+    record: bool = False,
+) -> Source:
+    """Generated clips: the same for the same seed and step, wherever a run was stopped.
+
+    Varieties take turns of 16 steps, so that every shape meets each of them. With `record`
+    (CUDA) generation is a CUDA graph for each shape and variety, which leaves the host to the
+    training; a batch then lives until the next one.
+    """
+    recorded: dict[tuple[tuple[int, int, int], Variety], Callable[[int], Clips]] = {}
+
+    def source(shape: tuple[int, int, int], step: int) -> Batch:
+        variety = varieties[step // 16 % len(varieties)]
+        key = (seed << 32) + step
+
+        def make(generator: torch.Generator) -> Clips:
+            return generate(*shape, library=library, generator=generator, variety=variety)
+
+        if record:
+            if (shape, variety) not in recorded:
+                recorded[shape, variety] = _record(make, library)
+            clips = recorded[shape, variety](key)
+        else:
+            clips = make(seeded(key, library.split, library.device))
+        return clips.tracks, clips.truth
+
+    return source
+
+
+def _record(make: Callable[[torch.Generator], Clips], library: Library) -> Callable[[int], Clips]:
+    """A CUDA graph of `make`, run for a seed."""
+    generator = seeded(0, library.split, library.device)
+    make(generator)  # constants reach the device once, not in a graph
+    graph = torch.cuda.CUDAGraph()
+    graph.register_generator_state(generator)
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        clips = make(generator)
+
+    def replay(key: int) -> Clips:
+        generator.manual_seed(seeded(key, library.split, "cpu").initial_seed())
+        graph.replay()
+        return clips
+
+    return replay
+
+
+def recordings(clips: Sequence[Tracks], seed: int, device: torch.device) -> Source:
+    """Pieces of tracked clips without truth, for the paper's loss.
+
+    A piece is a run of frames and a choice of tracks; a clip that is too short or has too few
+    is repeated there and back.
+    """
+    inputs = [normalise(clip, clip.camera()).float() for clip in clips]
+
+    def source(shape: tuple[int, int, int], step: int) -> Batch:
+        draw = torch.Generator().manual_seed((seed << 32) + step)
+        batch, frames, tracks = shape
+        pieces = []
+        for _ in range(batch):
+            clip = inputs[int(torch.randint(len(inputs), (), generator=draw))]
+            length, count = clip.shape[:2]
+            begin = torch.randint(max(1, length - frames + 1), (), generator=draw)
+            time = (torch.arange(frames) + begin) % (2 * length - 2)
+            time = length - 1 - (time - (length - 1)).abs()  # 0 .. length - 1 .. 0
+            chosen = torch.cat(
+                [torch.randperm(count, generator=draw) for _ in range(-(-tracks // count))]
+            )
+            pieces.append(clip[time][:, chosen[:tracks]])
+        return torch.stack(pieces).to(device), None
+
+    return source

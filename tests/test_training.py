@@ -1,0 +1,142 @@
+"""Training on small runs: it learns, resumes, survives bad batches, and needs no truth."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from helpers import tiny_network
+
+import fasttracks
+from fasttracks import Tracks
+from fasttracks.metrics import Truth
+from fasttracks.training.library import load as load_library
+from fasttracks.training.loop import Run, Schedule, start, train
+from fasttracks.training.sources import recordings, scenes
+from fasttracks.training.supervision import supervised
+
+CPU = torch.device("cpu")
+SHORT = Schedule(steps=8, warm_up=2, shapes=((2, 6, 12), (1, 9, 10)), learning_rate=1e-3)
+
+
+@pytest.fixture(scope="module")
+def source():
+    return scenes(load_library(None, "train", CPU), seed=3)
+
+
+def tiny_run(schedule=SHORT):
+    return Run(tiny_network(dtype=torch.float32), schedule)
+
+
+def log_of(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_stopped_run_goes_on_with_the_same_curve(source, tmp_path):
+    options = {"validation": {"v": [source((2, 6, 12), 99)]}, "report_every": 1}
+    train(tiny_run(), source, tmp_path / "whole", validate_every=8, **options)
+
+    def until_five(shape, step):
+        if step == 5:
+            raise KeyboardInterrupt
+        return source(shape, step)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_run(), until_five, tmp_path / "parts", validate_every=4, **options)
+    resumed = Run.load(tmp_path / "parts/run.pt", CPU)
+    assert resumed.step == 4
+    train(resumed, source, tmp_path / "parts", validate_every=8, **options)
+
+    whole, parts = log_of(tmp_path / "whole"), log_of(tmp_path / "parts")
+    assert [line["step"] for line in parts] == [1, 2, 3, 4, 5, 5, 6, 7, 8]
+    for a, b in zip(whole[-3:], parts[-3:], strict=True):
+        for name in ("total", "points", "rotation", "gradient", "learning rate"):
+            assert math.isclose(a[name], b[name], rel_tol=1e-4, abs_tol=1e-5), name
+    assert set(whole[-1]["validation"]["v"]) >= {"absrel", "ate", "rpe_rotation", "reprojection"}
+    weights = fasttracks.load(tmp_path / "parts/weights.safetensors", device="cpu")
+    averaged = Run.load(tmp_path / "parts/run.pt", CPU).averaged().state_dict()
+    for name, value in weights.state_dict().items():
+        assert torch.allclose(value, averaged[name], atol=1e-3, rtol=1e-3), name
+
+
+def test_supervision_learns_one_batch(source, tmp_path):
+    batch = source((2, 6, 12), 0)
+    run = tiny_run(replace(SHORT, steps=150, shapes=((2, 6, 12),), warm_up=10, learning_rate=3e-3))
+    before = supervised(run.network(batch[0]), batch[1])
+    train(run, lambda *_: batch, tmp_path, validation={}, report_every=50)
+    after = supervised(run.network(batch[0]), batch[1])
+    for name in ("points", "reprojection", "position"):
+        assert getattr(after, name).mean() < 0.7 * getattr(before, name).mean(), name
+
+
+def test_a_batch_that_is_not_finite_moves_nothing():
+    run = tiny_run()
+    loss = sum(p.sum() for p in run.network.parameters())
+    before = {name: p.clone() for name, p in run.network.named_parameters()}
+    run.update(loss * float("nan"))
+    for name, parameter in run.network.named_parameters():
+        assert torch.isfinite(parameter).all(), name
+        assert torch.allclose(parameter, before[name], atol=1e-4), name  # weight decay at most
+    assert all(torch.isfinite(value).all() for value in run.average.values())
+
+
+def test_recordings_without_truth(tmp_path):
+    rng = np.random.default_rng(0)
+    clips = [
+        Tracks(rng.uniform(0, 100, (t, n, 2)), image_size=(100, 100)) for t, n in ((4, 5), (30, 40))
+    ]
+    source = recordings(clips, 0, CPU)
+    inputs, truth = source((3, 9, 12), 0)
+    assert truth is None
+    assert inputs.shape == (3, 9, 12, 3)
+    assert torch.equal(inputs, source((3, 9, 12), 0)[0])
+    assert not torch.equal(inputs, source((3, 9, 12), 1)[0])
+
+    run = tiny_run(replace(SHORT, pose_warm_up=4))
+    train(run, source, tmp_path, validation={}, report_every=1)
+    log = log_of(tmp_path)
+    assert "sparsity" not in log[3]
+    assert "sparsity" in log[4]
+
+
+def test_short_clips_are_repeated_there_and_back():
+    clip = Tracks(np.arange(4)[:, None, None] * np.ones((4, 3, 2)), intrinsics=np.eye(3))
+    inputs, _ = recordings([clip], 0, CPU)((1, 9, 3), 0)
+    assert inputs[0, :, 0, 0].tolist() == [0, 1, 2, 3, 2, 1, 0, 1, 2]
+
+
+def test_start_from_weights_learns_the_focal_length():
+    run = start("base", SHORT, CPU)
+    assert run.network.config.predicts_focal
+    inputs, _ = scenes(load_library(None, "train", CPU), 0)((1, 5, 10), 0)
+    base = fasttracks.load("base", device="cpu")
+    prediction, expected = run.network(inputs), base(inputs)
+    assert torch.allclose(prediction.points, expected.points, atol=1e-4)
+    if not base.config.predicts_focal:
+        assert (prediction.focal == 1).all()
+
+
+def test_supervision_of_the_truth_is_nearly_nothing(source):
+    inputs, truth = source((2, 6, 12), 0)
+    prediction = tiny_network(dtype=torch.float32)(inputs)
+    exact = prediction._replace(
+        points_camera=0.5 * truth.points_camera,
+        rotation=truth.rotation,
+        position=0.5 * truth.position,
+        focal=truth.focal[:, None].expand(-1, 6),
+    )
+    assert isinstance(truth, Truth)
+    losses = supervised(exact, truth)
+    for name in ("points", "reprojection", "rotation", "position", "focal"):
+        assert (getattr(losses, name) < 1e-3).all(), name
+
+
+def test_gradients_stay_finite_where_points_are_behind_cameras(source):
+    inputs, truth = source((2, 6, 12), 1)
+    network = tiny_network(dtype=torch.float32)
+    with torch.no_grad():
+        network.camera.bias[2] = 15.0  # the scene is behind all cameras
+    supervised(network(inputs), truth).total.mean().backward()
+    assert all(torch.isfinite(p.grad).all() for p in network.parameters())
