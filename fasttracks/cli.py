@@ -151,6 +151,10 @@ def _track(options: argparse.Namespace) -> "Tracks":
             max_size=options.max_size,
             progress=sys.stderr.isatty(),
         )
+    count, height, width, _ = video.frames.shape
+    print(
+        f"  {count} frames of {width}×{height} px, {video.times[0]:.2f} to {video.times[-1]:.2f} s"
+    )
     with _stage(f"track ({options.tracker})"):
         return to_tracks(video, tracker, progress=sys.stderr.isatty())
 

@@ -47,18 +47,23 @@ def film(
         weights[CAMERAS.index("recorded")] = 0
     kind = draw.pick(weights, clips, 1)
     is_kind = {name: (kind == i).float() for i, name in enumerate(CAMERAS)}
-    rotation, position = _rig(draw, variety, is_kind, times, subject, distance, size)
+    position, target, up, glance = _rig(draw, variety, is_kind, times, subject, distance, size)
+    rotation = multiply(_look_at(position, target, up), glance)
 
     hand_rotation, hand_position = _hand(draw, variety, times)
+    # A longer lens is held steadier, or nothing would stay in the image.
+    steady = (0.9 / sides).clamp(max=1)[:, None, None, None]
+    real = is_kind["recorded"][..., None] > 0
     if library.paths is not None:
-        real = is_kind["recorded"][..., None] > 0
-        path_rotation, path_position = _recorded(draw, library.paths, times)
+        path_rotation, path_position = _recorded(draw, variety, library.paths, times)
         hand_rotation = torch.where(real[..., None], path_rotation, hand_rotation)
         hand_position = torch.where(real, path_position, hand_position)
     middle = rotation[:, frames // 2, None]
     position = position + rotate(middle, hand_position * distance[:, None, None])
-    # A longer lens is held steadier, or nothing would stay in the image.
-    steady = (0.9 / sides).clamp(max=1)[:, None, None, None]
+    # Half of those who walk a recorded path keep their eyes on the subject.
+    aims = real & draw.chance(0.5, clips, 1, 1)
+    rotation = torch.where(aims[..., None], _look_at(position, target, up), rotation)
+    steady = torch.where(aims[..., None], 0.25 * steady, steady)
     level = torch.eye(3, device=draw.device)
     hand_rotation = orthonormal(level + steady * (hand_rotation - level))
 
@@ -77,10 +82,12 @@ def _rig(
     subject: Tensor,
     distance: Tensor,
     size: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """What the operator intends, before the hand: rotations (B, T, 3, 3), positions (B, T, 3).
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What the operator intends, before the hand.
 
-    is_kind: of each kind of camera whether a clip has it, 0 or 1 (B, 1).
+    Returns positions and places to look at (B, T, 3), what is up (B, 1, 3), and rotations
+    (B, T, 3, 3) to look elsewhere by. is_kind: of each kind of camera whether a clip has it,
+    0 or 1 (B, 1).
     """
     clips, frames = times.shape
     orbit, follow, pan = is_kind["orbit"], is_kind["follow"], is_kind["pan"]
@@ -130,10 +137,9 @@ def _rig(
 
     tilt = torch.where(draw.chance(variety.slope, clips, 1, 1), 0.2, 0.03)
     up = draw.normal(clips, 1, 3) * tilt + constant((0, 0, 1), draw.device)
-    rotation = _look_at(position, target, up)
     turn = draw.uniform((0.1, 0.7), clips, 1) * pan * sweep
     glance = torch.stack([0.2 * turn * uneven[:, 3], turn, torch.zeros_like(turn)], -1)
-    return multiply(rotation, exponential(glance)), position
+    return position, target, up, exponential(glance)
 
 
 def _lag(draw: Draw, times: Tensor, path: Tensor) -> Tensor:
@@ -164,7 +170,7 @@ def _hand(draw: Draw, variety: Variety, times: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-def _recorded(draw: Draw, paths: Paths, times: Tensor) -> tuple[Tensor, Tensor]:
+def _recorded(draw: Draw, variety: Variety, paths: Paths, times: Tensor) -> tuple[Tensor, Tensor]:
     """Pieces of recorded paths relative to their middle: rotations, positions."""
     clips, frames = times.shape
     path = draw.pick(paths.weight, clips)
@@ -181,5 +187,7 @@ def _recorded(draw: Draw, paths: Paths, times: Tensor) -> tuple[Tensor, Tensor]:
     middle = rotation[:, frames // 2, None]
     rotation = multiply(middle.mT.contiguous(), rotation)
     position = rotate_back(middle, position - position[:, frames // 2, None])
-    # Scenes lie 1 to 5 of the path's units away.
-    return rotation, position * draw.log_uniform((0.15, 1), clips, 1, 1)
+    # No further than leaves the operator on this side of the subject.
+    reach = position.norm(dim=-1).amax(1)[:, None, None]
+    scale = draw.log_uniform(variety.recorded, clips, 1, 1)
+    return rotation, position * torch.minimum(scale, 0.7 / (reach + 1e-6))

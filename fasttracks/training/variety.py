@@ -39,6 +39,7 @@ class Variety:
     cameras: tuple[float, ...] = (0.3, 0.16, 0.1, 0.08, 0.1, 0.06, 0.3)
     swing: Range = (3.0, 80.0)  # degrees an orbit goes around the subject
     shake: Range = (0.05, 1.0)  # of a hand as in TUM's fr1_xyz, whose is a lively one
+    recorded: Range = (0.15, 1.2)  # unit of a recorded path, in distances to the subject
     focal: Range = (0.6, 2.2)  # in longer sides of the image
     unknown_focal: float = 0.35  # tracks are normalised by a guess: one longer side
 
@@ -68,6 +69,7 @@ CASUAL = Variety(
     openness=(0.15, 1.2),
     cameras=(0.35, 0.1, 0.1, 0.05, 0.03, 0.02, 0.35),
     swing=(10.0, 80.0),
+    recorded=(0.4, 1.6),
     focal=(0.7, 1.5),
     unknown_focal=0.15,
     noise=(0.05, 1.0),
