@@ -1,6 +1,9 @@
 """The program `fasttracks`. Heavy modules are imported by the commands that need them."""
 
 import argparse
+import io
+import math
+import os
 import sys
 import time
 import warnings
@@ -10,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from fasttracks import __version__
-from fasttracks.errors import InputError
+from fasttracks.errors import InputError, printable
+from fasttracks.files import replacing
 
 if TYPE_CHECKING:
     from fasttracks.reconstruction import Reconstruction
@@ -21,6 +25,8 @@ _DEMO = Path(__file__).parent / "data" / "sheep.npz"
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; 0 if it worked, 2 with one line on stderr if the input was at fault."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # "×" on a terminal that has only ASCII
     try:
         options = _parser().parse_args(arguments)
         with warnings.catch_warnings():
@@ -37,8 +43,9 @@ def demo(options: argparse.Namespace) -> None:
     """Reconstruct the bundled tracks."""
     from fasttracks.tracks import Tracks
 
-    print("Two grazing sheep, filmed by hand: 50 frames, tracked with 'fasttracks track'.")
+    _say("Two grazing sheep, filmed by hand: 50 frames, tracked with 'fasttracks track'.")
     folder = Path(options.output)
+    _check_writable(folder / "reconstruction.npz")
     _finish(_reconstruct(Tracks.load(_DEMO), options), folder / "reconstruction.npz")
 
 
@@ -47,15 +54,15 @@ def track(options: argparse.Namespace) -> None:
     output = _output(options, "-tracks.npz")
     tracks = _track(options)
     tracks.save(output)
-    print(f"{tracks!r}\nwrote {output}")
+    _say(f"{tracks!r}\nwrote {output}")
 
 
 def reconstruct(options: argparse.Namespace) -> None:
     """Track file or video to reconstruction."""
     from fasttracks.tracks import Tracks
 
-    output = _output(options, "-reconstruction.npz")
-    is_tracks = Path(options.input).suffix == ".npz"
+    output = _output(options, "-reconstruction.npz", picture=True)
+    is_tracks = Path(options.input).suffix.lower() == ".npz"
     tracks = Tracks.load(options.input) if is_tracks else _track(options)
     _finish(_reconstruct(tracks, options), output)
 
@@ -100,13 +107,13 @@ def convert(options: argparse.Namespace) -> None:
         predicts_focal=options.predicts_focal,
         dtype=weights.PRECISIONS[options.precision],
     )
-    print(f"wrote {output}; use it as model={str(output)!r} or --model {output}")
+    _say(f"wrote {output}; use it as model={str(output)!r} or --model {output}")
 
 
 def info(options: argparse.Namespace) -> None:
     """What a file holds."""
     path = Path(options.input)
-    if path.suffix != ".npz":
+    if path.suffix.lower() != ".npz":
         from fasttracks.weights import describe
 
         return _table(describe(options.input))
@@ -133,13 +140,17 @@ def env(options: argparse.Namespace) -> None:
     """What this machine runs."""
     from fasttracks.env import report
 
-    print(report())
+    _say(report())
 
 
 def _track(options: argparse.Namespace) -> "Tracks":
     from fasttracks.trackers import get_tracker, to_tracks
     from fasttracks.video import read_video
 
+    if options.checkpoint and options.tracker != "cotracker":
+        raise InputError(
+            f"--checkpoint: only cotracker takes one, found --tracker {options.tracker}"
+        )
     cotracker = {"checkpoint": options.checkpoint, "device": options.device}
     tracker = get_tracker(options.tracker, **cotracker if options.tracker == "cotracker" else {})
     with _stage("decode"):
@@ -152,9 +163,8 @@ def _track(options: argparse.Namespace) -> "Tracks":
             progress=sys.stderr.isatty(),
         )
     count, height, width, _ = video.frames.shape
-    print(
-        f"  {count} frames of {width}×{height} px, {video.times[0]:.2f} to {video.times[-1]:.2f} s"
-    )
+    span = f"{video.times[0]:.2f} to {video.times[-1]:.2f} s"
+    _say(f"  {count} frames of {width}×{height} px, {span}")
     with _stage(f"track ({options.tracker})"):
         return to_tracks(video, tracker, progress=sys.stderr.isatty())
 
@@ -175,7 +185,7 @@ def _reconstruct(tracks: "Tracks", options: argparse.Namespace) -> "Reconstructi
 def _intrinsics(tracks: "Tracks", focal: float | None) -> Any:
     if focal is None:
         return None
-    if focal <= 0:
+    if not 0 < focal < math.inf:
         raise InputError(f"--focal: expected pixels above 0, found {focal:g}")
     camera = tracks.camera().copy()
     camera[:, (0, 1), (0, 1)] = focal
@@ -186,9 +196,10 @@ def _finish(result: "Reconstruction", output: Path) -> None:
     from fasttracks.viewers.picture import draw
 
     picture = output.with_suffix(".png")
-    with _stage("write"):
-        result.save(output)
-        draw(result, picture)
+    # Both or neither.
+    with _stage("write"), replacing(output) as arrays, replacing(picture) as image:
+        result.save(arrays)
+        draw(result, image)
     _table({**_summary(result), "wrote": f"{output}, {picture}"})
 
 
@@ -217,7 +228,7 @@ def _size(image_size: tuple[int, int] | None) -> str:
 def _table(rows: dict[str, Any]) -> None:
     width = max(map(len, rows))
     for name, value in rows.items():
-        print(f"{name:<{width}}  {value}")
+        _say(f"{name:<{width}}  {printable(str(value)) if name else value}")
 
 
 @contextmanager
@@ -225,10 +236,10 @@ def _stage(name: str) -> Iterator[None]:
     """Print how long a part of the work took."""
     start = time.perf_counter()
     yield
-    print(f"{name:<14} {time.perf_counter() - start:6.2f} s", flush=True)
+    _say(f"{name:<14} {time.perf_counter() - start:6.2f} s")
 
 
-def _output(options: argparse.Namespace, ending: str) -> Path:
+def _output(options: argparse.Namespace, ending: str, *, picture: bool = False) -> Path:
     """Where to write; InputError before any work if that can't be."""
     path = Path(options.output or Path(options.input).stem + ending)
     suffix = Path(f"name{ending}").suffix
@@ -236,13 +247,30 @@ def _output(options: argparse.Namespace, ending: str) -> Path:
         raise InputError(f"-o: {path} is a directory; expected a file name")
     if path.suffix != suffix:
         raise InputError(f"-o: expected a name ending in {suffix}, found {path}")
-    if path.exists() and not options.force:
-        raise InputError(f"-o: {path} exists; choose another name, or --force to replace it")
+    for file in (path, path.with_suffix(".png")) if picture else (path,):
+        if file.exists() and not options.force:
+            raise InputError(f"-o: {file} exists; choose another name, or --force to replace it")
+        _check_writable(file)
     return path
 
 
+def _check_writable(path: Path) -> None:
+    if path.is_dir():
+        raise InputError(f"-o: {path} is a directory and can't be replaced by a file")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise InputError(f"-o: {path} can't be written, as {folder} is no folder to write to")
+
+
+def _say(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # whoever read our output has gone; the work goes on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _complain(message: str, status: int) -> int:
-    print(f"fasttracks: {' '.join(message.split())}", file=sys.stderr)
+    print(f"fasttracks: {printable(message)}", file=sys.stderr)
     return status
 
 
@@ -287,7 +315,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("input", metavar="VIDEO")
     _output_options(sub, "VIDEO-tracks.npz")
     _video_options(sub)
-    sub.add_argument("--device", default="auto", help="of the tracker: auto, cpu, cuda, cuda:1")
+    sub.add_argument("--device", default="auto", help="of cotracker: auto, cpu, cuda, cuda:1")
 
     sub = command(reconstruct, "turn tracks or a video into cameras and 4D points")
     sub.add_argument("input", metavar="TRACKS|VIDEO", help="a track file (.npz) or a video")
@@ -298,7 +326,9 @@ def _parser() -> argparse.ArgumentParser:
     sub = command(convert, "turn a released TracksTo4D checkpoint (.pt) into a weights file")
     sub.add_argument("input", metavar="CHECKPOINT")
     _output_options(sub, "CHECKPOINT.safetensors")
-    sub.add_argument("--precision", default="fp32", choices=("fp32", "fp16", "bf16"))
+    sub.add_argument(
+        "--precision", default="fp32", choices=("fp32", "fp16", "bf16"), help="of the weights"
+    )
     sub.add_argument(
         "--predicts-focal",
         action="store_true",
@@ -337,7 +367,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _output_options(sub: argparse.ArgumentParser, default: str) -> None:
-    sub.add_argument("-o", "--output", metavar="FILE", help=f"where to write: {default}")
+    sub.add_argument("-o", "--output", metavar="FILE", help=f"where to write, else here: {default}")
     sub.add_argument("--force", action="store_true", help="replace the output if it exists")
 
 

@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass, fields
 
 from fasttracks.errors import InputError
 
+_LARGEST, _MOST_ROUNDS = 16384, 64  # that a file from anywhere may ask for
+
 
 @dataclass(frozen=True)
 class Config:
@@ -39,7 +41,7 @@ class Config:
         """Read `to_json`'s form; InputError where a field is unknown or of another type."""
         try:
             values = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"config: not JSON ({error})") from None
         if not isinstance(values, dict):
             raise InputError(f"config: expected a JSON object, found {type(values).__name__}")
@@ -50,6 +52,8 @@ class Config:
                 f"config: unknown or mistyped {', '.join(bad)}; this version knows "
                 f"{', '.join(types)}"
             )
-        if any(v < 1 for v in values.values() if type(v) is int):
-            raise InputError(f"config: every size must be at least 1, found {text}")
+        if any(not 1 <= v <= _LARGEST for v in values.values() if type(v) is int):
+            raise InputError(f"config: expected sizes from 1 to {_LARGEST}, found {text}")
+        if values.get("rounds", 1) > _MOST_ROUNDS:
+            raise InputError(f"config: expected at most {_MOST_ROUNDS} rounds, found {text}")
         return cls(**values)

@@ -13,7 +13,7 @@ from fasttracks.errors import InputError
 from fasttracks.geometry import Prediction
 from fasttracks.network import TracksTo4D
 from fasttracks.reconstruction import Reconstruction
-from fasttracks.tracks import Tracks
+from fasttracks.tracks import Tracks, as_numbers
 from fasttracks.weights import SHIPPED, load
 
 REFINEMENTS = ("none",)
@@ -59,6 +59,7 @@ def reconstruct(
     """
     if refine not in REFINEMENTS:
         raise InputError(f"refine: {refine!r} is not available in this version; use 'none'")
+    batch = not isinstance(tracks, Tracks) and as_numbers(tracks, "tracks").ndim == 4
     clips = _clips(tracks, visibility, intrinsics, image_size)
     network = model if isinstance(model, TracksTo4D) else _load_once(model, device, precision)
     cameras = [clip.camera() for clip in clips]
@@ -66,6 +67,9 @@ def reconstruct(
     inputs = torch.stack([normalise(clip, k) for clip, k in zip(clips, cameras, strict=True)])
     with torch.no_grad():
         prediction = network(inputs.to(heads.device, heads.dtype))
+
+    if not torch.isfinite(prediction.projection).all():
+        raise InputError("model: its prediction is not finite; the weights or intrinsics are off")
 
     home = tracks.device if isinstance(tracks, Tensor) else torch.device("cpu")
     prediction = Prediction(*(t.to(home, torch.float32) for t in prediction))
@@ -75,12 +79,15 @@ def reconstruct(
     ]
     if not isinstance(tracks, Tensor):
         results = [result.numpy() for result in results]
-    return results if np.ndim(_host(tracks)) == 4 else results[0]
+    return results if batch else results[0]
 
 
 def _clips(tracks: Any, visibility: Any, intrinsics: Any, image_size: Any) -> list[Tracks]:
     """One checked Tracks a clip."""
-    visibility, intrinsics = _host(visibility), _host(intrinsics)
+    visibility, intrinsics = (
+        None if value is None else as_numbers(value, name)
+        for name, value in (("visibility", visibility), ("intrinsics", intrinsics))
+    )
     if isinstance(tracks, Tracks):
         if visibility is not None:
             raise InputError("visibility: expected None, as the given Tracks bring their own")
@@ -92,7 +99,7 @@ def _clips(tracks: Any, visibility: Any, intrinsics: Any, image_size: Any) -> li
                 tracks.image_size if image_size is None else image_size,
             )
         ]
-    tracks = _host(tracks)
+    tracks = as_numbers(tracks, "tracks")
     if np.ndim(tracks) != 4:
         return [Tracks(tracks, visibility, intrinsics, image_size)]
     if len(tracks) == 0:
@@ -117,10 +124,6 @@ def _clips(tracks: Any, visibility: Any, intrinsics: Any, image_size: Any) -> li
     ]
 
 
-def _host(array: Any) -> Any:
-    return array.detach().cpu().numpy() if isinstance(array, Tensor) else array
-
-
 @lru_cache(maxsize=4)
 def _load_cached(path: str, modified: float, device: str, precision: str) -> TracksTo4D:
     return load(path, device=device, precision=precision)
@@ -130,6 +133,8 @@ def _load_once(
     model: str | os.PathLike[str], device: str | torch.device, precision: str
 ) -> TracksTo4D:
     """`load`, once for each state of the file."""
+    if not isinstance(model, str | os.PathLike):
+        raise InputError(f"model: expected a name, a path or a TracksTo4D, found {type(model)}")
     path = os.fspath(SHIPPED.get(os.fspath(model), model))
     modified = os.path.getmtime(path) if os.path.exists(path) else 0.0
     return _load_cached(path, modified, str(device), precision)

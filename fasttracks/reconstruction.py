@@ -9,7 +9,20 @@ import numpy as np
 
 from fasttracks.errors import InputError
 from fasttracks.files import replacing
-from fasttracks.tracks import read_npz
+from fasttracks.tracks import check_image_size, read_npz
+
+_SHAPES = {
+    "points": "TN3",
+    "points_camera": "TN3",
+    "camera_to_world": "T44",
+    "intrinsics": "T33",
+    "reprojection": "TN2",
+    "basis": "KN3",
+    "coefficients": "TK",
+    "motion": "N",
+    "tracks": "TN2",
+    "visibility": "TN",
+}
 
 Array = Any  # numpy.ndarray or torch.Tensor; all of one reconstruction are of one kind
 
@@ -96,9 +109,16 @@ class Reconstruction:
         missing = [f.name for f in fields(cls) if f.name not in (*arrays, "image_size")]
         if missing:
             raise InputError(f"reconstruction: {path} lacks {', '.join(missing)}")
-        if "image_size" in arrays:
-            height, width = arrays["image_size"].tolist()
-            arrays["image_size"] = height, width
+        shape = (*arrays["tracks"].shape, 0, 0)
+        sizes = {"T": shape[0], "N": shape[1], "K": (*arrays["basis"].shape, 0)[0]}
+        for name, axes in _SHAPES.items():
+            expected = tuple(sizes[a] if a in sizes else int(a) for a in axes)
+            if arrays[name].shape != expected or arrays[name].dtype.kind not in "bf":
+                raise InputError(
+                    f"reconstruction: {path} has {name} of {arrays[name].dtype} "
+                    f"{arrays[name].shape}, expected {expected}"
+                )
+        arrays["image_size"] = check_image_size(arrays.get("image_size"))
         return cls(**{f.name: arrays[f.name] for f in fields(cls) if f.name in arrays})
 
 

@@ -2,7 +2,6 @@
 
 import os
 import warnings
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,8 @@ import numpy as np
 
 from fasttracks.errors import InputError
 from fasttracks.files import replacing
+
+_FARTHEST = 1e7  # pixels from the image's corner that a position may be
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +47,7 @@ class Tracks:
             "tracks": tracks,
             "visibility": visibility,
             "intrinsics": _check_intrinsics(self.intrinsics, len(tracks)),
-            "image_size": _check_image_size(self.image_size),
+            "image_size": check_image_size(self.image_size),
             "fps": _check_fps(self.fps),
         }
         for name, value in checked.items():
@@ -87,6 +88,10 @@ class Tracks:
     def _extent(self) -> tuple[int, int]:
         seen = self.tracks[self.visibility]
         low, high = seen.min(0), seen.max(0)
+        if (high < 1).any():
+            raise InputError(
+                "image_size: expected one, as no track lies in an image from (0, 0) on"
+            )
         # Trackers start their points at the same distance from opposite borders.
         width, height = np.ceil(high + np.maximum(low, 0) + 1).astype(int)
         return max(1, int(height)), max(1, int(width))
@@ -115,12 +120,14 @@ def read_npz(path: str | os.PathLike[str], what: str) -> dict[str, np.ndarray]:
     path = Path(path)
     if path.is_dir():
         raise InputError(f"{what}: {path} is a directory; expected an .npz file")
-    if not path.exists():
+    if not path.is_file():
         raise InputError(f"{what}: no file {path}")
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file}
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError, TypeError, AttributeError):
+    except PermissionError:
+        raise InputError(f"{what}: {path} may not be read") from None
+    except Exception:  # a damaged file makes numpy, zipfile and zlib raise whatever there is
         raise InputError(
             f"{what}: {path} is not a whole .npz file of plain arrays ({path.stat().st_size} bytes)"
         ) from None
@@ -128,14 +135,25 @@ def read_npz(path: str | os.PathLike[str], what: str) -> dict[str, np.ndarray]:
 
 def from_arrays(arrays: Mapping[str, np.ndarray], path: str | os.PathLike[str]) -> Tracks:
     """Tracks from the arrays of a file, in any layout that `Tracks.load` knows."""
+    try:
+        return _read_layout(arrays, path)
+    except InputError:
+        raise
+    except (ValueError, TypeError, IndexError):  # AxisError is an IndexError
+        shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+        raise InputError(f"track file: {path} has arrays of unexpected shapes: {shapes}") from None
+
+
+def _read_layout(arrays: Mapping[str, np.ndarray], path: str | os.PathLike[str]) -> Tracks:
     known: dict[str, Any] = {
-        name: arrays[name] for name in ("intrinsics", "image_size") if name in arrays
+        name: arrays[name] for name in ("intrinsics", "image_size", "fps") if name in arrays
     }
-    if "fps" in arrays:
-        known["fps"] = arrays["fps"].item()
     if "tracks" in arrays:
         tracks, visibility = arrays["tracks"], arrays.get("visibility")
-        if str(arrays.get("layout", "TN2")) == "NT2":
+        layout = arrays.get("layout", np.array("TN2")).item()
+        if layout not in ("TN2", "NT2"):
+            raise InputError(f"layout: expected 'TN2' or 'NT2', found {layout!r} in {path}")
+        if layout == "NT2":
             tracks = np.swapaxes(tracks, 0, 1)
             visibility = None if visibility is None else visibility.T
         return Tracks(tracks, visibility, **known)
@@ -154,9 +172,8 @@ def from_arrays(arrays: Mapping[str, np.ndarray], path: str | os.PathLike[str]) 
         if "image_size" not in known:
             raise InputError(f"track file: {path} has TAP-Vid's points but no video or image_size")
         size = np.asarray(known["image_size"])[::-1]
-        return Tracks(
-            np.swapaxes(arrays["points"], 0, 1) * size - 0.5, ~arrays["occluded"].T, **known
-        )
+        tracks = np.swapaxes(arrays["points"], 0, 1) * size - 0.5
+        return Tracks(tracks, 1 - arrays["occluded"].T.astype(int), **known)
     raise InputError(
         f"track file: {path} has {', '.join(arrays) or 'nothing'}; expected tracks and visibility, "
         "or pred_tracks and pred_visibility, or points and occluded"
@@ -167,7 +184,13 @@ def _drop_batch(array: np.ndarray, ndim: int) -> np.ndarray:
     return array[0] if array.ndim == ndim + 1 and len(array) == 1 else array
 
 
-def _numbers(value: Any, name: str) -> np.ndarray:
+def as_numbers(value: Any, name: str) -> np.ndarray:
+    """A numpy array from numpy, torch or lists; InputError, naming the argument, otherwise."""
+    if hasattr(value, "detach"):  # a torch tensor; torch need not be here for those without
+        value = value.detach().cpu()
+        value = (value.double() if value.is_floating_point() else value).numpy()
+    if isinstance(value, np.ma.MaskedArray):
+        value = np.ma.filled(value.astype(np.float64), np.nan)
     try:
         array = np.asarray(value)
     except ValueError:
@@ -178,23 +201,24 @@ def _numbers(value: Any, name: str) -> np.ndarray:
 
 
 def _check_positions(value: Any) -> np.ndarray:
-    tracks = _numbers(value, "tracks").astype(np.float32)
+    tracks = as_numbers(value, "tracks")
     if tracks.ndim != 3 or tracks.shape[2] != 2 or tracks.shape[1] == 0:
         raise InputError(f"tracks: expected shape (T, N, 2), found {tracks.shape}")
     if len(tracks) < 2:
         raise InputError(f"tracks: expected at least 2 frames, found {len(tracks)}")
-    infinite = int(np.isinf(tracks).any(-1).sum())
-    if infinite:
+    far = int((np.abs(tracks) > _FARTHEST).any(-1).sum())
+    if far:
         raise InputError(
-            f"tracks: {infinite} positions are infinite; expected pixels, or NaN where unseen"
+            f"tracks: {far} positions are infinite or beyond {_FARTHEST:g}; expected pixels, or "
+            "NaN where unseen"
         )
-    return tracks
+    return tracks.astype(np.float32)
 
 
 def _check_visibility(value: Any, tracks: Any) -> np.ndarray | None:
     if value is None:
         return None
-    visibility, expected = _numbers(value, "visibility"), np.shape(tracks)[:2]
+    visibility, expected = as_numbers(value, "visibility"), as_numbers(tracks, "tracks").shape[:2]
     if visibility.shape != expected:
         raise InputError(
             f"visibility: expected shape {expected} as tracks have, found {visibility.shape}"
@@ -223,7 +247,7 @@ def _complete(tracks: np.ndarray, visibility: np.ndarray | None) -> tuple[np.nda
 def _check_intrinsics(value: Any, frames: int) -> np.ndarray | None:
     if value is None:
         return None
-    intrinsics = _numbers(value, "intrinsics").astype(np.float64)
+    intrinsics = as_numbers(value, "intrinsics").astype(np.float64)
     if intrinsics.shape not in ((3, 3), (frames, 3, 3)):
         raise InputError(
             f"intrinsics: expected shape (3, 3) or ({frames}, 3, 3), found {intrinsics.shape}"
@@ -232,15 +256,19 @@ def _check_intrinsics(value: Any, frames: int) -> np.ndarray | None:
         raise InputError("intrinsics: expected finite numbers, found NaN or infinity")
     if (intrinsics[..., 2, :] != (0, 0, 1)).any() or (intrinsics[..., 1, 0] != 0).any():
         raise InputError("intrinsics: expected rows (fx, skew, cx), (0, fy, cy), (0, 0, 1)")
-    if (intrinsics[..., (0, 1), (0, 1)] <= 0).any():
+    focal = intrinsics[..., (0, 1), (0, 1)]
+    if (focal <= 0).any():
         raise InputError("intrinsics: expected focal lengths above 0, or the matrix is singular")
+    if (focal < 1e-6).any() or (np.abs(intrinsics) > 1e9).any():
+        raise InputError("intrinsics: expected pixels, found numbers below 1e-6 or beyond 1e9")
     return np.broadcast_to(intrinsics, (frames, 3, 3))
 
 
-def _check_image_size(value: Any) -> tuple[int, int] | None:
+def check_image_size(value: Any) -> tuple[int, int] | None:
+    """(height, width) as whole numbers, or None as it is; InputError otherwise."""
     if value is None:
         return None
-    size = _numbers(value, "image_size")
+    size = as_numbers(value, "image_size")
     if size.shape != (2,) or (size < 1).any() or (size != size.astype(int)).any():
         raise InputError(f"image_size: expected (height, width) in whole pixels, found {value}")
     return int(size[0]), int(size[1])
@@ -249,6 +277,7 @@ def _check_image_size(value: Any) -> tuple[int, int] | None:
 def _check_fps(value: Any) -> float | None:
     if value is None:
         return None
-    if not isinstance(value, int | float) or not 0 < value < float("inf"):
+    fps = as_numbers(value, "fps").astype(np.float64)
+    if fps.shape != () or not 0 < fps < np.inf:
         raise InputError(f"fps: expected a number above 0, found {value!r}")
-    return float(value)
+    return float(fps)

@@ -65,7 +65,7 @@ def read_video(
         InputError: the file or an option can't be used. A video that breaks off is kept as
             far as it goes, with a warning, unless that is less than two frames.
     """
-    if not 0 <= start < math.inf:
+    if not 0 <= start < 1e9:
         raise InputError(f"start: expected seconds, 0 or more, found {start}")
     for name, value in (("frames", frames), ("every", every), ("max_size", max_size)):
         if value is not None and not (isinstance(value, int | np.integer) and value >= 1):
@@ -133,6 +133,8 @@ def _video_stream(container: InputContainer, path: Path) -> VideoStream:
 
     if container.format.name.endswith(("_pipe", "image2")):
         raise InputError(f"video: {path} is a picture; expected a video file")
+    if container.format.name.split(",")[0] in ("concat", "hls", "dash", "sdp"):
+        raise InputError(f"video: {path} is a list of other files; expected a video file")
     for stream in container.streams.video:
         if not stream.disposition & Disposition.attached_pic:
             stream.thread_type = "AUTO"

@@ -117,6 +117,8 @@ def describe(path: _PathLike) -> dict[str, Any]:
     """Sizes and header of a weights file or shipped name, without building the network."""
     path = SHIPPED.get(os.fspath(path)) or Path(path)
     tensors, metadata = _read_safetensors(path)
+    if "config" in metadata:
+        Config.from_json(metadata["config"])
     return {
         "file": str(path),
         "parameters": sum(t.numel() for t in tensors.values()),
@@ -135,6 +137,8 @@ def resolve_device(device: str | torch.device) -> torch.device:
         raise InputError(
             f"device: expected 'auto', 'cpu', 'cuda' or 'cuda:1', found {device!r}"
         ) from None
+    if resolved.type not in ("cpu", "cuda"):
+        raise InputError(f"device: expected 'auto', 'cpu', 'cuda' or 'cuda:1', found {device!r}")
     if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
         raise InputError(
             f"device: {device!r} is not there, torch sees {torch.cuda.device_count()} CUDA "
@@ -147,7 +151,7 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
     """The transformer blocks' dtype for "auto", "fp32", "fp16" or "bf16" on a device."""
     if precision == "auto":
         return torch.float16 if device.type == "cuda" else torch.float32
-    if precision not in PRECISIONS:
+    if str(precision) not in PRECISIONS:
         raise InputError(
             f"precision: expected 'auto', {', '.join(map(repr, PRECISIONS))}, found {precision!r}"
         )
@@ -184,25 +188,30 @@ def _read_checkpoint(path: Path) -> dict[str, Tensor]:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise InputError(
-            f"checkpoint: {path} holds more than tensors and plain values; it could run code "
-            "when read and is refused"
+            f"checkpoint: {path} is not a torch file of tensors and plain values; anything else "
+            "could run code when read and is refused"
         ) from None
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"checkpoint: {path} is not a whole torch file ({first})") from None
-    state = checkpoint.get("model_state_dict") if isinstance(checkpoint, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+    # A bare state dict, or one saved from DataParallel, is as good.
+    state = checkpoint.get("model_state_dict", checkpoint) if isinstance(checkpoint, dict) else None
+    if not isinstance(state, dict) or not all(map(_is_plain, state.values())):
         raise InputError(
             f"checkpoint: {path} has no 'model_state_dict' of tensors, as a released TracksTo4D "
             "checkpoint does"
         )
-    return state
+    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta
 
 
 def _check_file(path: Path) -> None:
     if path.is_dir():
         raise InputError(f"model: {path} is a directory; expected a weights file")
-    if not path.exists():
+    if not path.is_file():
         raise InputError(
             f"model: no file {path}, nor a shipped model of that name ({', '.join(SHIPPED)})"
         )
@@ -217,6 +226,11 @@ def _check_layout(
         f"{name} is {tuple(tensors[name].shape)}, expected {shape}"
         for name, shape in shapes.items()
         if name in tensors and tuple(tensors[name].shape) != shape
+    ]
+    problems += [
+        f"{name} is not of finite floating-point numbers"
+        for name, tensor in tensors.items()
+        if not tensor.is_floating_point() or not torch.isfinite(tensor).all()
     ]
     if problems:
         raise InputError(f"model: {path} doesn't fit the network: {'; '.join(problems)}")

@@ -112,6 +112,10 @@ def test_convert(capsys):
         (["reconstruct", "clip.npz", "--precision", "fp1"], "precision"),
         (["reconstruct", "clip.npz", "--focal", "-3"], "focal"),
         (["reconstruct", "clip.npz", "--focal", "x"], "focal"),
+        (["reconstruct", "clip.npz", "-o", "clip.npz/a.npz"], "-o"),
+        (["track", "empty.mp4", "--checkpoint", "x"], "--checkpoint"),
+        (["track", "empty.mp4", "--start", "1e30"], "start"),
+        (["reconstruct", "clip.npz", "--device", "meta"], "device"),
         (["reconstruct", "empty.mp4", "--tracker", "eyes"], "eyes"),
         (["track", "empty.mp4", "--frames", "0"], "frames"),
         (["convert", "nowhere.pt"], "nowhere.pt"),
@@ -179,3 +183,26 @@ def test_env_where_the_import_is_broken(tmp_path):
     ).stdout
     assert "broken torch" in out
     assert "numpy" in out
+
+
+def test_a_picture_that_is_there_is_kept(tracks_file, capsys):
+    Path("a.png").write_text("mine")
+    arguments = ["reconstruct", tracks_file, "--model", "tiny.safetensors", "-o", "a.npz"]
+    assert "a.png exists" in fails(arguments, capsys)
+    assert Path("a.png").read_text() == "mine"
+
+
+def test_nothing_is_left_where_the_picture_fails(tracks_file, capsys, monkeypatch):
+    def fail(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("fasttracks.viewers.picture.draw", fail)
+    arguments = ["reconstruct", tracks_file, "--model", "tiny.safetensors", "-o", "a.npz"]
+    assert "no space left" in fails(arguments, capsys)
+
+
+def test_a_reader_that_leaves_stops_nothing(tracks_file):
+    command = f"{sys.executable} -m fasttracks reconstruct {tracks_file} --model tiny.safetensors"
+    subprocess.run(f"{command} --device cpu -o a.npz | true", shell=True, check=True)
+    assert Path("a.npz").exists()
+    assert Path("a.png").exists()

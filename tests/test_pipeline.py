@@ -188,6 +188,10 @@ def test_models_by_path_are_read_once_a_version(tmp_path, model):
         ({"visibility": np.ones((7, 8), bool)}, "visibility: expected shape"),
         ({"intrinsics": np.zeros((3, 3))}, "intrinsics"),
         ({"model": "nowhere.safetensors"}, "model: no file"),
+        ({"model": 5}, "model: expected"),
+        ({"tracks": [[[1, 2]], [[3]]]}, "tracks: expected one array"),
+        ({"intrinsics": [[1, 2], [3]]}, "intrinsics: expected one array"),
+        ({"intrinsics": np.diag([1e39, 1e39, 1])}, "intrinsics: expected pixels"),
         ({"model": "base", "device": "cuda:99"}, "device"),
         ({"model": "base", "precision": "fp12"}, "precision"),
     ],
@@ -230,3 +234,24 @@ def test_peak_memory_of_1000_tracks_over_50_frames():
         [sys.executable, "-c", _PEAK], check=True, capture_output=True, text=True
     ).stdout
     assert int(out) * 1024 < 1.5e9
+
+
+def test_weights_that_predict_nonsense_are_refused(model):
+    broken = tiny_network(dtype=torch.float32)
+    with torch.no_grad():
+        broken.points.weight[0, 0] = float("nan")
+    tracks, visibility = clip()
+    with pytest.raises(InputError, match="not finite"):
+        fasttracks.reconstruct(tracks, visibility, image_size=SIZE, model=broken)
+
+
+def test_reconstruction_files_are_checked(tmp_path, model):
+    tracks, visibility = clip()
+    result = fasttracks.reconstruct(tracks, visibility, image_size=SIZE, model=model)
+    arrays = {name: value for name, value in vars(result).items() if value is not None}
+    np.savez(tmp_path / "short.npz", **{**arrays, "motion": result.motion[:-1]})
+    with pytest.raises(InputError, match="motion of float32"):
+        Reconstruction.load(tmp_path / "short.npz")
+    np.savez(tmp_path / "size.npz", **{**arrays, "image_size": "a"})
+    with pytest.raises(InputError, match="image_size"):
+        Reconstruction.load(tmp_path / "size.npz")

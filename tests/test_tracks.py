@@ -173,3 +173,52 @@ def test_other_bad_files(tmp_path):
     }.items():
         with warnings.catch_warnings(), pytest.raises(InputError, match=message):
             Tracks.load(tmp_path / name)
+
+
+def test_torch_and_masked_arrays():
+    import torch
+
+    values = positions()
+    for tensor in (torch.tensor(values, requires_grad=True), torch.tensor(values).bfloat16()):
+        assert np.allclose(Tracks(tensor).tracks, values, rtol=1e-2)
+    masked = np.ma.masked_array(values, mask=np.zeros_like(values, bool))
+    masked[2, 1] = np.ma.masked
+    assert not Tracks(masked).visibility[2, 1]
+    assert Tracks(masked).visibility.sum() == 19
+    assert Tracks(values, fps=np.float32(30)).fps == 30
+
+
+@pytest.mark.parametrize(
+    ("arrays_", "message"),
+    [
+        ({"tracks": positions(), "layout": "nt2"}, "layout: expected 'TN2' or 'NT2'"),
+        ({"tracks": np.float32(3), "layout": "NT2"}, "unexpected shapes"),
+        ({"tracks": positions(), "fps": np.ones(2)}, "fps"),
+        ({"points": positions(), "occluded": np.full((5, 4), "x"), "image_size": [9, 9]}, "shapes"),
+        ({"points": np.ones(3), "occluded": np.ones(3), "image_size": [9, 9]}, "shapes"),
+        ({"points": positions(), "occluded": np.ones((5, 4)), "video": np.ones(3)}, "shapes|image"),
+    ],
+)
+def test_odd_arrays_in_a_file(arrays_, message, tmp_path):
+    np.savez(tmp_path / "odd.npz", **arrays_)
+    with pytest.raises(InputError, match=message):
+        Tracks.load(tmp_path / "odd.npz")
+
+
+def test_any_flipped_bit_is_noticed_or_harmless(tmp_path):
+    Tracks(positions()).save(tmp_path / "whole.npz")
+    whole = (tmp_path / "whole.npz").read_bytes()
+    rng = np.random.default_rng(0)
+    for at in rng.integers(0, len(whole), 150):
+        flipped = bytearray(whole)
+        flipped[at] ^= 1 << rng.integers(8)
+        (tmp_path / "flipped.npz").write_bytes(flipped)
+        try:
+            Tracks.load(tmp_path / "flipped.npz")
+        except InputError as error:
+            assert "\n" not in str(error)
+
+
+def test_tracks_outside_any_image_need_its_size():
+    with pytest.raises(InputError, match="image_size: expected one"):
+        Tracks(-positions() - 5).camera()

@@ -138,8 +138,11 @@ def test_released_safetensors_point_to_convert(released, tmp_path):
         ("[1]", "JSON object"),
         ('{"colour": 3}', "colour"),
         ('{"bases": "12"}', "bases"),
-        ('{"bases": 0}', "at least 1"),
+        ('{"bases": 0}', "sizes from 1"),
         ('{"predicts_focal": 1}', "predicts_focal"),
+        ('{"rounds": 100000}', "sizes"),
+        ('{"rounds": 100}', "rounds"),
+        ('{"bases": ' + 5000 * "1" + "}", "not JSON"),
     ],
 )
 def test_configs_that_are_refused(config, complaint, tmp_path):
@@ -165,3 +168,18 @@ def test_config_round_trip():
 def test_bad_options(options, complaint):
     with pytest.raises(InputError, match=complaint):
         fasttracks.load("base", **options)
+
+
+def test_bare_and_parallel_state_dicts_are_read(released, tmp_path):
+    torch.save({f"module.{name}": value for name, value in released.items()}, tmp_path / "bare.pt")
+    convert(tmp_path / "bare.pt", tmp_path / "ours.safetensors")
+    assert fasttracks.load(tmp_path / "ours.safetensors", device="cpu").config == Config()
+
+
+def test_numbers_that_are_no_weights_are_refused(released, tmp_path):
+    wrong = {**released, "fc1.bias": torch.full((37,), float("nan"))}
+    wrong["conv_final.bias"] = torch.zeros(24, dtype=torch.int16)
+    torch.save({"model_state_dict": wrong}, tmp_path / "wrong.pt")
+    with pytest.raises(InputError, match=r"fc1\.bias is not of finite.*") as error:
+        convert(tmp_path / "wrong.pt", tmp_path / "out.safetensors")
+    assert "conv_final.bias is not of finite" in str(error.value)

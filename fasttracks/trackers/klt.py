@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fasttracks.errors import InputError
 from fasttracks.trackers import check_frames, grid_queries
 
 
@@ -30,6 +31,12 @@ class KLT:
     levels: int = 3
     max_error: float = 0.5
     max_difference: float = 20.0
+
+    def __post_init__(self) -> None:
+        for name, least in (("grid", 1), ("every", 1), ("window", 3), ("levels", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise InputError(f"{name}: expected a whole number, {least} or more, found {value}")
 
     def __call__(
         self, frames: np.ndarray, *, progress: bool = False

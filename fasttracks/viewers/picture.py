@@ -25,7 +25,7 @@ def draw(rec: Reconstruction, path: str | os.PathLike[str]) -> None:
     coloured by their motion γ; lines show where the most mobile tenth went.
     """
     rec = rec.numpy()
-    height, width = rec.image_size or np.ptp(rec.tracks.reshape(-1, 2), 0)[::-1]
+    height, width = rec.image_size or np.ptp(rec.tracks.reshape(-1, 2), 0)[::-1] + 1
     above = 4.6 * np.clip(height / width, 0.4, 2)  # inches of a frame 4.6 inches wide
     figure = Figure(figsize=(15, above + 5.6), layout="constrained")
     FigureCanvasAgg(figure)
