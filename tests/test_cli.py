@@ -126,6 +126,8 @@ def test_convert(capsys):
         (["train", "-o", "run", "--tracks", "folder"], "folder"),
         (["train", "-o", "run", "--weights", "nowhere"], "nowhere"),
         (["train"], "--output"),
+        (["train", "-o", "run", "--steps", "0"], "--steps"),
+        (["train", "-o", "run", "--learning-rate", "nan"], "--learning-rate"),
         (["info", "nowhere.npz"], "nowhere.npz"),
         (["info", "empty.mp4"], "empty.mp4"),
     ],
@@ -146,7 +148,7 @@ def test_train_goes_on_and_evaluate_judges(capsys, monkeypatch):
         "fasttracks.training.command.Schedule", lambda **k: Schedule(**k, shapes=shape)
     )
     options = ["--weights", "none", "--device", "cpu", "--validation-clips", "1"]
-    assert main(["train", "-o", "run", "--steps", "3", "--minutes", "0", *options]) == 0
+    assert main(["train", "-o", "run", "--steps", "3", "--minutes", "1e-9", *options]) == 0
     assert "starting at step 0" in capsys.readouterr().out
     assert main(["train", "-o", "run", *options]) == 0
     assert "going on at step 1" in capsys.readouterr().out

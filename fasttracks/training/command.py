@@ -32,6 +32,11 @@ _AT_ONCE = 16  # clips of a validation batch
 
 def run(options: argparse.Namespace) -> None:
     """Start a run, or go on with the one that is in the output folder."""
+    for name in ("steps", "validation_clips", "learning_rate", "minutes"):
+        value = getattr(options, name)
+        if value is not None and not 0 < value < math.inf:
+            option = name.replace("_", "-")
+            raise InputError(f"--{option}: expected a number above 0, found {value:g}")
     device, folder = resolve_device(options.device), Path(options.output)
     scratch = options.weights == "none"
     schedule = Schedule(
@@ -42,7 +47,7 @@ def run(options: argparse.Namespace) -> None:
     )
     source = _source(options, device)
     checkpoint = folder / "run.pt"
-    going = checkpoint.exists()
+    going = checkpoint.is_file()
     current = (
         Run.load(checkpoint, device)
         if going

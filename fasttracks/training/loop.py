@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo
 from torch import Tensor
 
 from fasttracks.config import Config
@@ -181,8 +182,12 @@ def train(
 
     folder.mkdir(parents=True, exist_ok=True)
     cuda = next(run.network.parameters()).is_cuda
-    for block in run.network.blocks if cuda else ():
-        block.compile(dynamic=False)
+    if cuda:
+        # One compilation for each shape and axis, shared by all blocks.
+        limit = torch._dynamo.config.recompile_limit
+        torch._dynamo.config.recompile_limit = max(limit, 4 * len(run.schedule.shapes))
+        for block in run.network.blocks:
+            block.compile(dynamic=False)
     run.network.train()
     s, began, tokens = run.schedule, time.monotonic(), 0
     sums: dict[str, Any] = {}
