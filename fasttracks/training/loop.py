@@ -191,6 +191,7 @@ def train(
     run.network.train()
     s, began, tokens = run.schedule, time.monotonic(), 0
     sums: dict[str, Any] = {}
+    summed = 0
     bar = tqdm(total=s.steps, initial=run.step, unit="step", disable=not progress)
     with open(folder / "log.jsonl", "a") as log, bar:
         while run.step < s.steps:
@@ -200,21 +201,21 @@ def train(
             tokens += inputs[..., 0].numel()
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0) + value.detach().mean()
+            summed += 1
             bar.update()
 
             elapsed = time.monotonic() - began
             last = run.step == s.steps or elapsed > 60 * minutes
             if not last and run.step % report_every:
                 continue
-            count = (run.step - 1) % report_every + 1
             line: dict[str, Any] = {
                 "step": run.step,
                 "minutes": round(elapsed / 60, 2),
                 "tokens/s": round(tokens / elapsed),
                 "learning rate": run.learning_rate(),
-                **{name: round(value.item() / count, 5) for name, value in sums.items()},
+                **{name: round(value.item() / summed, 5) for name, value in sums.items()},
             }
-            sums = {}
+            sums, summed = {}, 0
             bar.set_postfix(loss=line["total"])
             if last or run.step % validate_every == 0:
                 network = run.averaged()
