@@ -84,8 +84,9 @@ def draw(sweeps: dict[str, Any], path: Path) -> None:
         for row, (metric, label) in enumerate(METRICS.items()):
             axis = axes[row, column]
             axis.plot(list(values), [result[metric] for result in values.values()], "ko-")
-            axis.set_ylim(bottom=0)
             axis.set(xlabel=name if row == len(METRICS) - 1 else "", ylabel="" if column else label)
+    for axis in axes[:, 0]:
+        axis.set_ylim(bottom=0)  # of the whole row, once all is in it
     figure.savefig(path, dpi=80)
 
 
