@@ -59,8 +59,9 @@ def reconstruct(
     """
     if refine not in REFINEMENTS:
         raise InputError(f"refine: {refine!r} is not available in this version; use 'none'")
-    batch = not isinstance(tracks, Tracks) and as_numbers(tracks, "tracks").ndim == 4
-    clips = _clips(tracks, visibility, intrinsics, image_size)
+    given = tracks if isinstance(tracks, Tracks) else as_numbers(tracks, "tracks")
+    batch = not isinstance(given, Tracks) and given.ndim == 4
+    clips = _clips(given, visibility, intrinsics, image_size)
     network = model if isinstance(model, TracksTo4D) else _load_once(model, device, precision)
     cameras = [clip.camera() for clip in clips]
     heads = network.points.weight
@@ -82,7 +83,9 @@ def reconstruct(
     return results if batch else results[0]
 
 
-def _clips(tracks: Any, visibility: Any, intrinsics: Any, image_size: Any) -> list[Tracks]:
+def _clips(
+    tracks: Tracks | np.ndarray, visibility: Any, intrinsics: Any, image_size: Any
+) -> list[Tracks]:
     """One checked Tracks a clip."""
     visibility, intrinsics = (
         None if value is None else as_numbers(value, name)
@@ -99,15 +102,14 @@ def _clips(tracks: Any, visibility: Any, intrinsics: Any, image_size: Any) -> li
                 tracks.image_size if image_size is None else image_size,
             )
         ]
-    tracks = as_numbers(tracks, "tracks")
-    if np.ndim(tracks) != 4:
+    if tracks.ndim != 4:
         return [Tracks(tracks, visibility, intrinsics, image_size)]
     if len(tracks) == 0:
-        raise InputError(f"tracks: expected at least one clip, found shape {np.shape(tracks)}")
-    if visibility is not None and np.shape(visibility) != np.shape(tracks)[:3]:
+        raise InputError(f"tracks: expected at least one clip, found shape {tracks.shape}")
+    if visibility is not None and visibility.shape != tracks.shape[:3]:
         raise InputError(
-            f"visibility: expected shape {np.shape(tracks)[:3]} as tracks have, found "
-            f"{np.shape(visibility)}"
+            f"visibility: expected shape {tracks.shape[:3]} as tracks have, found "
+            f"{visibility.shape}"
         )
     if np.ndim(intrinsics) == 4 and len(intrinsics) != len(tracks):
         raise InputError(

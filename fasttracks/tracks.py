@@ -40,9 +40,9 @@ class Tracks:
     fps: float | None = None
 
     def __post_init__(self) -> None:
-        tracks, visibility = _complete(
-            _check_positions(self.tracks), _check_visibility(self.visibility, self.tracks)
-        )
+        tracks = _check_positions(self.tracks)
+        visibility = _check_visibility(self.visibility, tracks.shape[:2])
+        tracks, visibility = _complete(tracks, visibility)
         checked = {
             "tracks": tracks,
             "visibility": visibility,
@@ -215,10 +215,10 @@ def _check_positions(value: Any) -> np.ndarray:
     return tracks.astype(np.float32)
 
 
-def _check_visibility(value: Any, tracks: Any) -> np.ndarray | None:
+def _check_visibility(value: Any, expected: tuple[int, ...]) -> np.ndarray | None:
     if value is None:
         return None
-    visibility, expected = as_numbers(value, "visibility"), as_numbers(tracks, "tracks").shape[:2]
+    visibility = as_numbers(value, "visibility")
     if visibility.shape != expected:
         raise InputError(
             f"visibility: expected shape {expected} as tracks have, found {visibility.shape}"
