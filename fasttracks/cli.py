@@ -44,9 +44,10 @@ def demo(options: argparse.Namespace) -> None:
     from fasttracks.tracks import Tracks
 
     _say("Two grazing sheep, filmed by hand: 50 frames, tracked with 'fasttracks track'.")
-    folder = Path(options.output)
-    _check_writable(folder / "reconstruction.npz")
-    _finish(_reconstruct(Tracks.load(_DEMO), options), folder / "reconstruction.npz")
+    output = Path(options.output) / "reconstruction.npz"
+    for file in (output, output.with_suffix(".png")):
+        _check_writable(file)
+    _finish(_reconstruct(Tracks.load(_DEMO), options), output)
 
 
 def track(options: argparse.Namespace) -> None:
@@ -117,8 +118,9 @@ def info(options: argparse.Namespace) -> None:
         from fasttracks.weights import describe
 
         return _table(describe(options.input))
+    from fasttracks.npz import read_npz
     from fasttracks.reconstruction import Reconstruction
-    from fasttracks.tracks import Tracks, read_npz
+    from fasttracks.tracks import Tracks
 
     if "points_camera" in read_npz(path, "file"):
         _table(_summary(Reconstruction.load(path)))

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from fasttracks.errors import InputError
-from fasttracks.files import replacing
 from fasttracks.metrics import Estimate, Truth, flat_guess, metrics
 from fasttracks.network import TracksTo4D
-from fasttracks.pipeline import reconstruct
+from fasttracks.npz import read_npz, write_npz
+from fasttracks.pipeline import reconstruct, through_inverse
 from fasttracks.reconstruction import Reconstruction
-from fasttracks.tracks import Tracks, from_arrays, read_npz
+from fasttracks.tracks import Tracks, from_arrays
 
 
 def save_clip(
@@ -26,15 +26,14 @@ def save_clip(
     truth of this one clip (B = 1); intrinsics (3, 3), the true ones, in pixels.
     """
     arrays = {
-        **{name: value for name, value in vars(tracks).items() if value is not None},
+        **vars(tracks),
         "true_points_camera": truth.points_camera[0].cpu().numpy(),
         "true_camera_to_world": _poses(truth),
         "true_visibility": truth.visible[0].cpu().numpy(),
         "true_intrinsics": intrinsics,
         "moving": truth.moving[0].cpu().numpy(),
     }
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **arrays)
+    write_npz(path, arrays)
 
 
 def load_clip(path: str | os.PathLike[str]) -> tuple[Tracks, Truth, np.ndarray]:
@@ -76,12 +75,11 @@ def judge(result: Reconstruction, truth: Truth, intrinsics: np.ndarray) -> dict[
     def tensor(array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.asarray(array, np.float64))[None]
 
-    pixels = np.concatenate([result.reprojection, np.ones_like(result.reprojection[..., :1])], -1)
     estimate = Estimate(
         tensor(result.points_camera),
         tensor(result.camera_to_world[:, :3, :3]),
         tensor(result.camera_to_world[:, :3, 3]),
-        tensor((pixels @ np.linalg.inv(intrinsics).T)[..., :2]),
+        tensor(through_inverse(result.reprojection, intrinsics)),
     )
     return {name: float(value) for name, value in metrics(estimate, truth).items()}
 

@@ -14,7 +14,7 @@ from fasttracks.geometry import Prediction
 from fasttracks.network import TracksTo4D
 from fasttracks.reconstruction import Reconstruction
 from fasttracks.tracks import Tracks, as_numbers
-from fasttracks.weights import SHIPPED, load
+from fasttracks.weights import find, load
 
 REFINEMENTS = ("none",)
 
@@ -137,17 +137,22 @@ def _load_once(
     """`load`, once for each state of the file."""
     if not isinstance(model, str | os.PathLike):
         raise InputError(f"model: expected a name, a path or a TracksTo4D, found {type(model)}")
-    path = os.fspath(SHIPPED.get(os.fspath(model), model))
+    path = os.fspath(find(model))
     modified = os.path.getmtime(path) if os.path.exists(path) else 0.0
     return _load_cached(path, modified, str(device), precision)
 
 
 def normalise(clip: Tracks, camera: np.ndarray) -> Tensor:
     """The network's input (T, N, 3): pixels through K⁻¹, and whether they were seen."""
-    pixels = np.concatenate([clip.tracks, np.ones_like(clip.tracks[..., :1])], -1)
-    inputs = pixels @ np.linalg.inv(camera).swapaxes(-1, -2)
-    inputs[..., 2] = clip.visibility
-    return torch.from_numpy(inputs)
+    assert clip.visibility is not None
+    positions = through_inverse(clip.tracks, camera)
+    return torch.from_numpy(np.concatenate([positions, clip.visibility[..., None]], -1))
+
+
+def through_inverse(pixels: np.ndarray, camera: np.ndarray) -> np.ndarray:
+    """Pixels (..., N, 2) to normalised image coordinates, by intrinsics (..., 3, 3)."""
+    homogeneous = np.concatenate([pixels, np.ones_like(pixels[..., :1])], -1)
+    return (homogeneous @ np.linalg.inv(camera).swapaxes(-1, -2))[..., :2]
 
 
 def _reconstruction(prediction: Prediction, clip: Tracks, camera: Tensor) -> Reconstruction:

@@ -2,14 +2,13 @@
 
 import os
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fasttracks.errors import InputError
-from fasttracks.files import replacing
-from fasttracks.tracks import check_image_size, read_npz
+from fasttracks.npz import read_npz, write_npz
+from fasttracks.tracks import check_image_size
 
 _SHAPES = {
     "points": "TN3",
@@ -98,9 +97,7 @@ class Reconstruction:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an .npz of the attributes, read back by `load`."""
-        arrays = {name: v for name, v in vars(self.numpy()).items() if v is not None}
-        with replacing(Path(path)) as temporary, open(temporary, "wb") as file:
-            np.savez_compressed(file, **arrays)
+        write_npz(path, vars(self.numpy()))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Reconstruction":

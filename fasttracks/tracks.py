@@ -4,13 +4,12 @@ import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fasttracks.errors import InputError
-from fasttracks.files import replacing
+from fasttracks.npz import read_npz, write_npz
 
 _FARTHEST = 1e7  # pixels from the image's corner that a position may be
 
@@ -98,9 +97,7 @@ class Tracks:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a track file: .npz of the attributes that are known."""
-        fields = {name: value for name, value in vars(self).items() if value is not None}
-        with replacing(Path(path)) as temporary, open(temporary, "wb") as file:
-            np.savez_compressed(file, **fields)
+        write_npz(path, vars(self))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Tracks":
@@ -113,24 +110,6 @@ class Tracks:
           `video` or `image_size` for the image's size.
         """
         return from_arrays(read_npz(path, "track file"), path)
-
-
-def read_npz(path: str | os.PathLike[str], what: str) -> dict[str, np.ndarray]:
-    """All arrays of an .npz; InputError in the words of `what` if it is anything else."""
-    path = Path(path)
-    if path.is_dir():
-        raise InputError(f"{what}: {path} is a directory; expected an .npz file")
-    if not path.is_file():
-        raise InputError(f"{what}: no file {path}")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file}
-    except PermissionError:
-        raise InputError(f"{what}: {path} may not be read") from None
-    except Exception:  # a damaged file makes numpy, zipfile and zlib raise whatever there is
-        raise InputError(
-            f"{what}: {path} is not a whole .npz file of plain arrays ({path.stat().st_size} bytes)"
-        ) from None
 
 
 def from_arrays(arrays: Mapping[str, np.ndarray], path: str | os.PathLike[str]) -> Tracks:

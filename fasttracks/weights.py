@@ -44,7 +44,7 @@ def load(
     """
     device = resolve_device(device)
     dtype = resolve_precision(precision, device)
-    path = SHIPPED.get(os.fspath(model)) or Path(model)
+    path = find(model)
     tensors, metadata = _read_safetensors(path)
     if "config" not in metadata:
         raise InputError(
@@ -115,7 +115,7 @@ def convert(
 
 def describe(path: _PathLike) -> dict[str, Any]:
     """Sizes and header of a weights file or shipped name, without building the network."""
-    path = SHIPPED.get(os.fspath(path)) or Path(path)
+    path = find(path)
     tensors, metadata = _read_safetensors(path)
     if "config" in metadata:
         Config.from_json(metadata["config"])
@@ -127,6 +127,11 @@ def describe(path: _PathLike) -> dict[str, Any]:
     }
 
 
+def find(model: _PathLike) -> Path:
+    """The file that a shipped name or a path stands for; it need not exist."""
+    return SHIPPED.get(os.fspath(model), Path(model))
+
+
 def resolve_device(device: str | torch.device) -> torch.device:
     """The device that "auto", "cpu", "cuda:1", ... stand for; InputError if it isn't there."""
     if device == "auto":
@@ -134,10 +139,8 @@ def resolve_device(device: str | torch.device) -> torch.device:
     try:
         resolved = torch.device(device)
     except (RuntimeError, TypeError):
-        raise InputError(
-            f"device: expected 'auto', 'cpu', 'cuda' or 'cuda:1', found {device!r}"
-        ) from None
-    if resolved.type not in ("cpu", "cuda"):
+        resolved = None
+    if resolved is None or resolved.type not in ("cpu", "cuda"):
         raise InputError(f"device: expected 'auto', 'cpu', 'cuda' or 'cuda:1', found {device!r}")
     if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
         raise InputError(
