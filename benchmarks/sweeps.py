@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 import fasttracks
 from fasttracks.training.command import VALIDATION_FRAMES, VALIDATION_TRACKS
 from fasttracks.training.library import load as load_library
-from fasttracks.training.loop import validate
+from fasttracks.training.loop import judge
 from fasttracks.training.sources import scenes
 from fasttracks.training.variety import CASUAL, Variety
 
@@ -66,7 +66,7 @@ def main() -> None:
         for value, (variety, size) in values.items():
             source = scenes(library, 3, (variety,))
             batches = [source((at_once, *size), i) for i in range(options.clips // at_once)]
-            sweeps[name][value] = validate(network, batches)
+            sweeps[name][value] = judge(network, batches)
             print(name, value, {key: sweeps[name][value][key] for key in METRICS}, flush=True)
 
     output = RESULTS / f"sweeps-{Path(options.model).stem}"

@@ -2,7 +2,10 @@
 
 import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,12 +21,13 @@ from fasttracks.training.sources import recordings, scenes
 from fasttracks.training.supervision import supervised
 
 CPU = torch.device("cpu")
+LIBRARY = load_library(None, "train", CPU)
 SHORT = Schedule(steps=8, warm_up=2, shapes=((2, 6, 12), (1, 9, 10)), learning_rate=1e-3)
 
 
 @pytest.fixture(scope="module")
 def source():
-    return scenes(load_library(None, "train", CPU), seed=3)
+    return scenes(LIBRARY, seed=3)
 
 
 def tiny_run(schedule=SHORT):
@@ -110,7 +114,7 @@ def test_short_clips_are_repeated_there_and_back():
 def test_start_from_weights_learns_the_focal_length():
     run = start("base", SHORT, CPU)
     assert run.network.config.predicts_focal
-    inputs, _ = scenes(load_library(None, "train", CPU), 0)((1, 5, 10), 0)
+    inputs, _ = scenes(LIBRARY, 0)((1, 5, 10), 0)
     base = fasttracks.load("base", device="cpu")
     prediction, expected = run.network(inputs), base(inputs)
     assert torch.allclose(prediction.points, expected.points, atol=1e-4)
@@ -140,3 +144,21 @@ def test_gradients_stay_finite_where_points_are_behind_cameras(source):
         network.camera.bias[2] = 15.0  # the scene is behind all cameras
     supervised(network(inputs), truth).total.mean().backward()
     assert all(torch.isfinite(p.grad).all() for p in network.parameters())
+
+
+def test_two_processes_train_as_one_with_the_clips_of_both(source, tmp_path):
+    script = Path(__file__).parent / "train_in_two.py"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    subprocess.run([*command, script, tmp_path], check=True, timeout=120)
+
+    def both(shape, step):
+        (a, truth_a), (b, truth_b) = source(shape, 2 * step), source(shape, 2 * step + 1)
+        return torch.cat([a, b]), Truth(*map(torch.cat, zip(truth_a, truth_b, strict=True)))
+
+    alone = tiny_run()
+    train(alone, both, tmp_path / "alone", validation={})
+    first, second = (torch.load(tmp_path / f"{i}.pt") for i in range(2))
+    for name, value in alone.network.state_dict().items():
+        assert torch.equal(first[name], second[name]), name
+        assert torch.allclose(first[name], value, atol=1e-4), name
+    assert [line["step"] for line in log_of(tmp_path)] == [2, 4, 6, 8]

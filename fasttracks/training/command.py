@@ -2,11 +2,13 @@
 
 import argparse
 import math
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from fasttracks.errors import InputError
 from fasttracks.tracks import Tracks
@@ -31,13 +33,22 @@ _AT_ONCE = 16  # clips of a validation batch
 
 
 def run(options: argparse.Namespace) -> None:
-    """Start a run, or go on with the one that is in the output folder."""
+    """Start a run, or go on with the one that is in the output folder.
+
+    Under `torchrun` every process trains on a device of its own.
+    """
     for name in ("steps", "validation_clips", "learning_rate", "minutes"):
         value = getattr(options, name)
         if value is not None and not 0 < value < math.inf:
             option = name.replace("_", "-")
             raise InputError(f"--{option}: expected a number above 0, found {value:g}")
     device, folder = resolve_device(options.device), Path(options.output)
+    if "LOCAL_RANK" in os.environ:
+        if device.type == "cuda":
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    first = not dist.is_initialized() or dist.get_rank() == 0
     scratch = options.weights == "none"
     schedule = Schedule(
         steps=options.steps,
@@ -53,18 +64,23 @@ def run(options: argparse.Namespace) -> None:
         if going
         else start(None if scratch else options.weights, schedule, device)
     )
-    print(f"{'going on' if going else 'starting'} at step {current.step} on {device}")
+    if first:
+        print(f"{'going on' if going else 'starting'} at step {current.step} on {device}")
+    held_out = load_library(options.data, "validation", device)
     train(
         current,
         source,
         folder,
-        validation=validation(
-            load_library(options.data, "validation", device), options.validation_clips
-        ),
+        validation=validation(held_out, options.validation_clips) if first else {},
         minutes=math.inf if options.minutes is None else options.minutes,
         progress=sys.stderr.isatty(),
     )
-    print(f"wrote {folder / 'run.pt'}, {folder / 'weights.safetensors'}, {folder / 'log.jsonl'}")
+    if first:
+        print(
+            f"wrote {folder / 'run.pt'}, {folder / 'weights.safetensors'}, {folder / 'log.jsonl'}"
+        )
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def validation(library: Library, clips: int, seed: int = 1) -> dict[str, list[Batch]]:
@@ -82,7 +98,8 @@ def validation(library: Library, clips: int, seed: int = 1) -> dict[str, list[Ba
 def _source(options: argparse.Namespace, device: torch.device) -> Source:
     if options.tracks is None:
         library = load_library(options.data, "train", device)
-        return scenes(library, options.seed, (Variety(), CASUAL), record=device.type == "cuda")
+        turns = (CASUAL, CASUAL, Variety(), CASUAL)
+        return scenes(library, options.seed, turns, record=device.type == "cuda")
     files = sorted(Path(options.tracks).glob("*.npz"))
     if not files:
         raise InputError(f"--tracks: {options.tracks} holds no .npz track files")

@@ -1,17 +1,20 @@
 """The training loop: from any weights, resumable, supervised by scenes or by the paper's loss."""
 
+import itertools
 import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch._dynamo
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from fasttracks.config import Config
 from fasttracks.files import replacing
@@ -161,6 +164,17 @@ def forward(network: TracksTo4D, tracks: Tensor) -> Prediction:
     return network.read(x.float())
 
 
+class _Forward(nn.Module):
+    """`forward` as a module, which DistributedDataParallel asks for."""
+
+    def __init__(self, network: TracksTo4D) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, tracks: Tensor) -> Prediction:
+        return forward(self.network, tracks)
+
+
 def train(
     run: Run,
     source: Source,
@@ -172,63 +186,119 @@ def train(
     validate_every: int = 2000,
     progress: bool = False,
 ) -> None:
-    """Train until the schedule or the time is over.
+    """Train until the schedule or the time is over; the time is looked at with every report.
 
     Writes into `folder`, at every validation and at the end: run.pt to go on from,
     weights.safetensors (averaged, float16) for use, and log.jsonl, one line a report. Clips
     with truth are supervised; for those without, the loss is the paper's.
+
+    Where torch.distributed is initialised each process trains on clips of its own, and the
+    first one validates and writes.
     """
     from tqdm import tqdm
 
-    folder.mkdir(parents=True, exist_ok=True)
-    cuda = next(run.network.parameters()).is_cuda
-    if cuda:
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    device = next(run.network.parameters()).device
+    if device.type == "cuda":
         # One compilation for each shape and axis, shared by all blocks.
         limit = torch._dynamo.config.recompile_limit
         torch._dynamo.config.recompile_limit = max(limit, 4 * len(run.schedule.shapes))
+        torch._dynamo.config.optimize_ddp = False
         for block in run.network.blocks:
             block.compile(dynamic=False)
     run.network.train()
-    s, began, tokens = run.schedule, time.monotonic(), 0
-    sums: dict[str, Any] = {}
-    summed = 0
-    bar = tqdm(total=s.steps, initial=run.step, unit="step", disable=not progress)
-    with open(folder / "log.jsonl", "a") as log, bar:
+    model: nn.Module = _Forward(run.network)
+    s = run.schedule
+    if world > 1:
+        model = DistributedDataParallel(model, find_unused_parameters=s.pose_warm_up > 0)
+    batches = _batches(run, source, rank, world)
+    log = _Log(run, folder, validation, world) if rank == 0 else None
+    began = time.monotonic()
+    with tqdm(total=s.steps, initial=run.step, unit="step", disable=not (progress and log)) as bar:
         while run.step < s.steps:
-            inputs, truth = source(s.shapes[run.step % len(s.shapes)], run.step)
-            terms = _loss(run, forward(run.network, inputs), inputs, truth)
+            inputs, truth = next(batches)
+            terms = _loss(run, model(inputs), inputs, truth)
             terms["gradient"] = run.update(terms["total"].mean())
-            tokens += inputs[..., 0].numel()
-            for name, value in terms.items():
-                sums[name] = sums.get(name, 0) + value.detach().mean()
-            summed += 1
+            if log:
+                log.add(terms, inputs[..., 0].numel())
             bar.update()
 
-            elapsed = time.monotonic() - began
-            last = run.step == s.steps or elapsed > 60 * minutes
+            last = run.step == s.steps
             if not last and run.step % report_every:
                 continue
-            line: dict[str, Any] = {
-                "step": run.step,
-                "minutes": round(elapsed / 60, 2),
-                "tokens/s": round(tokens / elapsed),
-                "learning rate": run.learning_rate(),
-                **{name: round(value.item() / summed, 5) for name, value in sums.items()},
-            }
-            sums, summed = {}, 0
-            bar.set_postfix(loss=line["total"])
-            if last or run.step % validate_every == 0:
-                network = run.averaged()
-                line["validation"] = {n: validate(network, b) for n, b in validation.items()}
-                run.save(folder / "run.pt")
-                record = {"schedule": asdict(s), "step": run.step, **line["validation"]}
-                metadata = {"licence": "Apache-2.0", "training": json.dumps(record)}
-                save(
-                    network, folder / "weights.safetensors", dtype=torch.float16, metadata=metadata
-                )
-            print(json.dumps(line), file=log, flush=True)
+            over = torch.tensor(time.monotonic() - began > 60 * minutes, device=device).int()
+            if world > 1:
+                dist.broadcast(over, 0)
+            last = last or bool(over)
+            if log:
+                line = log.report(validate=last or run.step % validate_every == 0)
+                bar.set_postfix(loss=line["total"])
             if last:
                 break
+
+
+def _batches(run: Run, source: Source, rank: int, world: int) -> Iterator[Batch]:
+    """Clips of one step after the other, made while the step before trains where there is CUDA."""
+    shapes = run.schedule.shapes
+    device = next(run.network.parameters()).device
+    side = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def make(step: int) -> Batch:
+        with torch.cuda.stream(side):
+            return source(shapes[step % len(shapes)], step * world + rank)
+
+    ahead = None
+    for step in itertools.count(run.step):
+        batch = ahead or make(step)
+        if side is not None:
+            main = torch.cuda.current_stream(device)
+            main.wait_stream(side)
+            for tensor in (batch[0], *(batch[1] or ())):
+                tensor.record_stream(main)
+            ahead = make(step + 1)
+        yield batch
+
+
+class _Log:
+    """Sums what the steps say, reports it, and keeps the run's files up to date."""
+
+    def __init__(
+        self, run: Run, folder: Path, validation: Mapping[str, list[Batch]], world: int
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.run, self.folder, self.validation, self.world = run, folder, validation, world
+        self.began, self.tokens = time.monotonic(), 0
+        self.sums: dict[str, Any] = {}
+        self.steps = 0
+
+    def add(self, terms: Mapping[str, Tensor], tokens: int) -> None:
+        for name, value in terms.items():
+            self.sums[name] = self.sums.get(name, 0) + value.detach().mean()
+        self.steps += 1
+        self.tokens += tokens * self.world
+
+    def report(self, validate: bool) -> dict[str, Any]:
+        """A line for the log, returned too; with `validate` judge the average and save all."""
+        run, elapsed = self.run, time.monotonic() - self.began
+        line: dict[str, Any] = {
+            "step": run.step,
+            "minutes": round(elapsed / 60, 2),
+            "tokens/s": round(self.tokens / elapsed),
+            "learning rate": run.learning_rate(),
+            **{name: round(value.item() / self.steps, 5) for name, value in self.sums.items()},
+        }
+        self.sums, self.steps = {}, 0
+        if validate:
+            network = run.averaged()
+            line["validation"] = {n: judge(network, b) for n, b in self.validation.items()}
+            run.save(self.folder / "run.pt")
+            record = {"schedule": asdict(run.schedule), "step": run.step, **line["validation"]}
+            metadata = {"licence": "Apache-2.0", "training": json.dumps(record)}
+            path = self.folder / "weights.safetensors"
+            save(network, path, dtype=torch.float16, metadata=metadata)
+        with open(self.folder / "log.jsonl", "a") as file:
+            print(json.dumps(line), file=file)
+        return line
 
 
 def _loss(
@@ -247,7 +317,7 @@ def _loss(
 
 
 @torch.no_grad()
-def validate(network: TracksTo4D, batches: list[Batch]) -> dict[str, float]:
+def judge(network: TracksTo4D, batches: list[Batch]) -> dict[str, float]:
     """Mean of each metric over the clips of batches with truth."""
     clips: dict[str, list[Tensor]] = {}
     for inputs, truth in batches:

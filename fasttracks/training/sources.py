@@ -9,7 +9,7 @@ from fasttracks.metrics import Truth
 from fasttracks.pipeline import normalise
 from fasttracks.tracks import Tracks
 from fasttracks.training.library import Library
-from fasttracks.training.scenes import Clips, generate, seeded
+from fasttracks.training.scenes import generate, seeded
 from fasttracks.training.variety import Variety
 
 Batch = tuple[Tensor, Truth | None]  # the network's input (B, T, N, 3), and the truth if known
@@ -27,42 +27,43 @@ def scenes(
 
     Varieties take turns of 16 steps, so that every shape meets each of them. With `record`
     (CUDA) generation is a CUDA graph for each shape and variety, which leaves the host to the
-    training; a batch then lives until the next one.
+    training.
     """
-    recorded: dict[tuple[tuple[int, int, int], Variety], Callable[[int], Clips]] = {}
+    recorded: dict[tuple[tuple[int, int, int], Variety], Callable[[int], Batch]] = {}
 
     def source(shape: tuple[int, int, int], step: int) -> Batch:
         variety = varieties[step // 16 % len(varieties)]
         key = (seed << 32) + step
 
-        def make(generator: torch.Generator) -> Clips:
-            return generate(*shape, library=library, generator=generator, variety=variety)
+        def make(generator: torch.Generator) -> Batch:
+            clips = generate(*shape, library=library, generator=generator, variety=variety)
+            return clips.tracks, clips.truth
 
-        if record:
-            if (shape, variety) not in recorded:
-                recorded[shape, variety] = _record(make, library)
-            clips = recorded[shape, variety](key)
-        else:
-            clips = make(seeded(key, library.split, library.device))
-        return clips.tracks, clips.truth
+        if not record:
+            return make(seeded(key, library.split, library.device))
+        if (shape, variety) not in recorded:
+            recorded[shape, variety] = _record(make, library)
+        return recorded[shape, variety](key)
 
     return source
 
 
-def _record(make: Callable[[torch.Generator], Clips], library: Library) -> Callable[[int], Clips]:
+def _record(make: Callable[[torch.Generator], Batch], library: Library) -> Callable[[int], Batch]:
     """A CUDA graph of `make`, run for a seed."""
     generator = seeded(0, library.split, library.device)
     make(generator)  # constants reach the device once, not in a graph
     graph = torch.cuda.CUDAGraph()
     graph.register_generator_state(generator)
     torch.cuda.synchronize()
-    with torch.cuda.graph(graph):
-        clips = make(generator)
+    # Other threads, as those of torch.distributed, may go on using CUDA meanwhile.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        tracks, truth = make(generator)
+    assert truth is not None
 
-    def replay(key: int) -> Clips:
+    def replay(key: int) -> Batch:
         generator.manual_seed(seeded(key, library.split, "cpu").initial_seed())
         graph.replay()
-        return clips
+        return tracks.clone(), Truth(*(value.clone() for value in truth))
 
     return replay
 

@@ -58,19 +58,28 @@ class Variety:
     flags: Range = (0.0, 0.02)  # observed flags that are wrong
 
 
-# Clips as most people take them: one or two subjects close by, filmed by hand from a few sides,
-# usually with a known camera.
+# Clips as most people take them: one or two subjects close by, filmed by a phone that is walked
+# around them, its lens usually known, and tracks of a good tracker.
 CASUAL = Variety(
     company=(0.02, 0.73, 0.2, 0.05),
     frozen=0.02,
     movers=0.1,
     fill=(0.3, 0.8),
+    span=(1.5, 12.0),
     places=(0.55, 0.1, 0.25, 0.1),
-    openness=(0.15, 1.2),
+    openness=(0.15, 0.8),
+    clutter=(0.0, 0.6),
+    foreground=0.1,
     cameras=(0.35, 0.1, 0.1, 0.05, 0.03, 0.02, 0.35),
-    swing=(10.0, 80.0),
-    recorded=(0.4, 1.6),
-    focal=(0.7, 1.5),
+    swing=(15.0, 90.0),
+    recorded=(0.5, 2.0),
+    focal=(0.65, 1.2),
     unknown_focal=0.15,
+    clean=0.04,
     noise=(0.05, 1.0),
+    hidden=(0.0, 0.15),
+    lost=(0.0, 0.08),
+    jumps=(0.0, 0.04),
+    sticky=(0.0, 0.15),
+    outliers=(0.0, 0.04),
 )
