@@ -186,7 +186,7 @@ def train(
     validate_every: int = 2000,
     progress: bool = False,
 ) -> None:
-    """Train until the schedule or the time is over; the time is looked at with every report.
+    """Train until the schedule or the time is over.
 
     Writes into `folder`, at every validation and at the end: run.pt to go on from,
     weights.safetensors (averaged, float16) for use, and log.jsonl, one line a report. Clips
@@ -223,18 +223,24 @@ def train(
                 log.add(terms, inputs[..., 0].numel())
             bar.update()
 
-            last = run.step == s.steps
-            if not last and run.step % report_every:
+            due = run.step % report_every == 0
+            over = time.monotonic() - began > 60 * minutes
+            if world > 1:  # all stop where the first does
+                over = due and _said_by_first(over, device)
+            last = over or run.step == s.steps
+            if not (last or due):
                 continue
-            over = torch.tensor(time.monotonic() - began > 60 * minutes, device=device).int()
-            if world > 1:
-                dist.broadcast(over, 0)
-            last = last or bool(over)
             if log:
                 line = log.report(validate=last or run.step % validate_every == 0)
                 bar.set_postfix(loss=line["total"])
             if last:
                 break
+
+
+def _said_by_first(value: bool, device: torch.device) -> bool:
+    flag = torch.tensor(int(value), device=device)
+    dist.broadcast(flag, 0)
+    return bool(flag)
 
 
 def _batches(run: Run, source: Source, rank: int, world: int) -> Iterator[Batch]:
