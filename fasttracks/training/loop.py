@@ -35,6 +35,7 @@ class Schedule:
     learning_rate: float = 4e-4  # of Adam, reached after warm-up, zero at the end
     warm_up: int = 300
     pose_warm_up: int = 0  # steps of regressing poses first, for the paper's loss from scratch
+    gamma: bool = True  # the paper's loss with its γ; without, all points count as equally static
     weight_decay: float = 0.02
     clip_norm: float = 1.0
     ema: float = 0.999
@@ -131,14 +132,19 @@ class Run:
         return network.eval().requires_grad_(False)
 
 
-def start(weights: str | os.PathLike[str] | None, schedule: Schedule, device: torch.device) -> Run:
+def start(
+    weights: str | os.PathLike[str] | None,
+    schedule: Schedule,
+    device: torch.device,
+    config: Config | None = None,
+) -> Run:
     """A fresh run: from a weights file, or from random weights for None.
 
-    The network learns to correct the focal length, whatever the weights did.
+    Unless `config` says otherwise the network learns to correct the focal length, whatever the
+    weights did.
     """
     torch.manual_seed(schedule.seed)
-    config = Config(predicts_focal=True)
-    network = TracksTo4D(config)
+    network = TracksTo4D(config or Config(predicts_focal=True))
     head: Any = network.camera
     with torch.no_grad():
         if weights is None:  # cameras begin at (0, 0, -15), looking along +z
@@ -319,6 +325,8 @@ def _loss(
         away = p.position - p.position.new_tensor([0.0, 0.0, -15.0])
         turned = p.rotation - torch.eye(3, device=p.rotation.device)
         return {"total": away.square().sum(-1).mean(1) + turned.square().sum((-1, -2)).mean(1)}
+    if not run.schedule.gamma:
+        prediction = prediction._replace(motion=torch.ones_like(prediction.motion))
     return unsupervised(prediction, inputs)._asdict()
 
 
