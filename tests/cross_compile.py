@@ -16,7 +16,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fasttracks.kernels import compose_project
+from fasttracks.kernels import compose_project, embed, heads
 
 ARCHITECTURES = (80, 90, 100)
 
@@ -35,14 +35,49 @@ class Case:
     types: dict[str, str]
 
 
+LENGTHS = {"T": "i32", "N": "i32"}
+CONV = {"ROWS": 21, "KERNEL": 31, "BLOCK_KERNEL": 32}
+
 CASES = [
+    *(
+        Case(
+            f"compose_project K={K}",
+            compose_project._compose_project,
+            {"K": K, **compose_project.LAUNCH},
+            LENGTHS,
+        )
+        for K in (12, 32)
+    ),
     Case(
-        f"compose_project K={K}",
-        compose_project._compose_project,
-        {"K": K, **compose_project.LAUNCH},
-        {"T": "i32", "N": "i32"},
-    )
-    for K in (12, 32)
+        "embed",
+        embed._embed,
+        {"FEATURES": 76, "WIDTH": 256, "BLOCK_WIDTH": 256, **embed.LAUNCH},
+        {"tokens": "*fp16", **LENGTHS},
+    ),
+    Case(
+        "heads sum",
+        heads._sum,
+        {"WIDTH": 256, **heads.LAUNCH_SUM},
+        {"tokens": "*fp16", "frames_at_once": "i32", **LENGTHS},
+    ),
+    Case(
+        "heads points",
+        heads._points,
+        {"WIDTH": 256, "ROWS": 37, "BLOCK_ROWS": 64, **heads.LAUNCH_POINTS},
+        {"parts": "i32", **LENGTHS},
+    ),
+    Case(
+        "heads taps",
+        heads._taps,
+        {"WIDTH": 256, "BLOCK_WIDTH": 256, **CONV, **heads.LAUNCH_TAPS},
+        {"blocks": "i32", **LENGTHS},
+    ),
+    Case(
+        "heads cameras",
+        heads._cameras,
+        {"BLOCK_ROWS": 32, "PREDICTS_FOCAL": True, **CONV, **heads.LAUNCH_CAMERAS},
+        LENGTHS,
+    ),
 ]
 
 

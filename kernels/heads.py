@@ -1,0 +1,331 @@
+"""Both heads: means over tracks and frames, camera convolution, 6-D rotation, point layer.
+
+TracksTo4D, arXiv 2404.07097, section 3.1; rotations after Zhou et al., CVPR 2019. Tokens are read
+once. Sums are in float32 and in an order that depends on nothing but the shape.
+"""
+# mypy: allow-untyped-defs
+
+import torch
+import triton
+import triton.language as tl
+
+LAUNCH_SUM = {
+    "BLOCK_FRAMES": 8,
+    "BLOCK_TRACKS": 32,
+    "BLOCK_WIDTH": 64,
+    "num_warps": 8,
+    "enable_fp_fusion": True,  # the default is about to change (Triton 3.10)
+}
+LAUNCH_POINTS = {
+    "BLOCK_TRACKS": 16,
+    "BLOCK_WIDTH": 64,
+    "PRECISION": "tf32x3",
+    "num_warps": 4,
+    "enable_fp_fusion": True,
+}
+LAUNCH_TAPS = {"OUTPUTS": 3, "num_warps": 4, "enable_fp_fusion": True}
+LAUNCH_CAMERAS = {"num_warps": 1, "enable_fp_fusion": True}
+
+_PROGRAMS = 256  # that fill a GPU: fewer blocks of tracks than this split the frames
+
+
+# Only constexprs are specialised: a new length compiles nothing.
+@triton.jit(do_not_specialize=("T", "N", "frames_at_once"))
+def _sum(
+    tokens,
+    sums_of_tracks,
+    sums_of_frames,
+    T,
+    N,
+    frames_at_once,
+    WIDTH: tl.constexpr,
+    BLOCK_FRAMES: tl.constexpr,
+    BLOCK_TRACKS: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+):
+    """Sums of a block of tracks in a part of the frames: over these frames, and in each of them.
+
+    tokens (B, T, N, C), sums_of_tracks (B, parts, N, C), sums_of_frames (B, blocks, T, C).
+    """
+    blocks_of_width = tl.cdiv(WIDTH, BLOCK_WIDTH)
+    blocks = tl.cdiv(N, BLOCK_TRACKS)
+    parts = tl.cdiv(T, frames_at_once)
+    program = tl.program_id(0)
+    channel = program % blocks_of_width * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)[None, None, :]
+    program //= blocks_of_width
+    block = program % blocks
+    n = block * BLOCK_TRACKS + tl.arange(0, BLOCK_TRACKS)[None, :, None]
+    program //= blocks
+    part = program % parts
+    b = (program // parts).to(tl.int64)  # and so are all the offsets
+
+    in_width = channel < WIDTH
+    in_tracks = (n < N) & in_width
+    end = tl.minimum((part + 1) * frames_at_once, T)
+    of_tracks = tl.zeros((1, BLOCK_TRACKS, BLOCK_WIDTH), tl.float32)
+    for start in range(part * frames_at_once, end, BLOCK_FRAMES):
+        t = start + tl.arange(0, BLOCK_FRAMES)[:, None, None]
+        offset = ((b * T + t) * N + n) * WIDTH + channel
+        x = tl.load(tokens + offset, mask=(t < end) & in_tracks, other=0.0).to(tl.float32)
+        of_tracks += tl.sum(x, 0, keep_dims=True)
+        offset = ((b * blocks + block) * T + t) * WIDTH + channel
+        of_frames = tl.sum(x, 1, keep_dims=True)
+        tl.store(sums_of_frames + offset, of_frames, mask=(t < end) & in_width)
+    tl.store(
+        sums_of_tracks + ((b * parts + part) * N + n) * WIDTH + channel, of_tracks, mask=in_tracks
+    )
+
+
+@triton.jit(do_not_specialize=("T", "N", "parts"))
+def _points(
+    sums,
+    weight,
+    bias,
+    points,
+    T,
+    N,
+    parts,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_TRACKS: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Linear layer of the means over frames; its last output is the motion level.
+
+    sums (B, parts, N, C), weight (ROWS, C), points (B, N, ROWS).
+    """
+    blocks = tl.cdiv(N, BLOCK_TRACKS)
+    program = tl.program_id(0)
+    n = program % blocks * BLOCK_TRACKS + tl.arange(0, BLOCK_TRACKS)
+    b = (program // blocks).to(tl.int64)
+    in_tracks = (n < N)[:, None]
+    row = tl.arange(0, BLOCK_ROWS)
+    in_rows = (row < ROWS)[None, :]
+
+    y = tl.zeros((BLOCK_TRACKS, BLOCK_ROWS), tl.float32)
+    for start in tl.static_range(0, WIDTH, BLOCK_WIDTH):
+        channel = start + tl.arange(0, BLOCK_WIDTH)
+        in_width = channel < WIDTH
+        x = tl.zeros((BLOCK_TRACKS, BLOCK_WIDTH), tl.float32)
+        for part in range(parts):
+            offset = ((b * parts + part) * N + n)[:, None] * WIDTH + channel[None, :]
+            x += tl.load(sums + offset, mask=in_tracks & in_width[None, :], other=0.0)
+        w = tl.load(
+            weight + row[None, :] * WIDTH + channel[:, None],
+            mask=in_rows & in_width[:, None],
+            other=0.0,
+        )
+        y = tl.dot(x, w, y, input_precision=PRECISION)
+    y = y / T + tl.load(bias + row, mask=row < ROWS, other=0.0)[None, :]
+    level = tl.where(y > 0, y + 1, tl.exp(tl.minimum(y, 0.0))) + 1e-5  # ELU + 1 + 1e-5
+    y = tl.where((row == ROWS - 1)[None, :], level, y)
+    tl.store(points + (b * N + n)[:, None] * ROWS + row[None, :], y, mask=in_tracks & in_rows)
+
+
+@triton.jit(do_not_specialize=("T", "N", "blocks"))
+def _taps(
+    sums,
+    weight,
+    taps,
+    T,
+    N,
+    blocks,
+    WIDTH: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    KERNEL: tl.constexpr,
+    BLOCK_KERNEL: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+):
+    """What a frame's mean over tracks adds, by each tap of the convolution, to some outputs.
+
+    sums (B, blocks, T, C), weight (ROWS, C, KERNEL), taps (B, T, ROWS, KERNEL).
+    """
+    groups = tl.cdiv(ROWS, OUTPUTS)
+    program = tl.program_id(0)
+    first = program % groups * OUTPUTS
+    frame = (program // groups).to(tl.int64)
+    b = frame // T
+    channel = tl.arange(0, BLOCK_WIDTH)
+    in_width = channel < WIDTH
+    tap = tl.arange(0, BLOCK_KERNEL)
+    in_kernel = tap < KERNEL
+
+    mean = tl.zeros((BLOCK_WIDTH,), tl.float32)
+    for block in range(blocks):
+        offset = ((b * blocks + block) * T + frame % T) * WIDTH + channel
+        mean += tl.load(sums + offset, mask=in_width, other=0.0)
+    mean = tl.div_rn(mean, N.to(tl.float32))
+
+    for row in range(first, tl.minimum(first + OUTPUTS, ROWS)):
+        w = tl.load(
+            weight + (row * WIDTH + channel[:, None]) * KERNEL + tap[None, :],
+            mask=in_width[:, None] & in_kernel[None, :],
+            other=0.0,
+        )
+        y = tl.sum(w * mean[:, None], 0)
+        tl.store(taps + (frame * ROWS + row) * KERNEL + tap, y, mask=in_kernel)
+
+
+@triton.jit
+def _pick3(values, row, first):
+    """Three values of a vector, from `first` on."""
+    return (
+        tl.sum(tl.where(row == first, values, 0.0)),
+        tl.sum(tl.where(row == first + 1, values, 0.0)),
+        tl.sum(tl.where(row == first + 2, values, 0.0)),
+    )
+
+
+@triton.jit
+def _unit3(x, y, z):
+    """A vector of length 1, as torch.nn.functional.normalize makes it."""
+    length = tl.maximum(tl.sqrt_rn(x * x + y * y + z * z), 1e-12)
+    return tl.div_rn(x, length), tl.div_rn(y, length), tl.div_rn(z, length)
+
+
+@triton.jit
+def _store3(pointer, x, y, z):
+    tl.store(pointer, x)
+    tl.store(pointer + 1, y)
+    tl.store(pointer + 2, z)
+
+
+@triton.jit(do_not_specialize=("T",))
+def _cameras(
+    taps,
+    bias,
+    rotation,
+    position,
+    focal,
+    coefficients,
+    T,
+    ROWS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    KERNEL: tl.constexpr,
+    BLOCK_KERNEL: tl.constexpr,
+    PREDICTS_FOCAL: tl.constexpr,
+):
+    """A frame's convolution, gathered from the taps of the frames around it, and its camera."""
+    frame = tl.program_id(0).to(tl.int64)
+    t = frame % T
+    row = tl.arange(0, BLOCK_ROWS)
+    tap = tl.arange(0, BLOCK_KERNEL)
+    in_rows = row < ROWS
+    # Frames are indexed modulo T, even if that wraps more than once.
+    around = frame - t + ((t + tap - KERNEL // 2) % T + T) % T
+    y = tl.load(
+        taps + (around[None, :] * ROWS + row[:, None]) * KERNEL + tap[None, :],
+        mask=in_rows[:, None] & (tap < KERNEL)[None, :],
+        other=0.0,
+    )
+    y = tl.sum(y, 1) + tl.load(bias + row, mask=in_rows, other=0.0)
+
+    _store3(position + frame * 3, *_pick3(y, row, 0))
+    BASES: tl.constexpr = ROWS - 9
+    one_or_more = tl.where(row == 3, 1.0, y)
+    is_coefficient = (row >= 3) & (row < 3 + BASES)
+    tl.store(coefficients + frame * BASES + row - 3, one_or_more, mask=is_coefficient)
+    correction = tl.sum(tl.where(row == 3, y, 0.0)) if PREDICTS_FOCAL else 0.0
+    tl.store(focal + frame, 1 + 0.05 * correction)
+
+    x_x, x_y, x_z = _pick3(y, row, ROWS - 6)
+    x_x, x_y, x_z = _unit3(x_x, x_y, x_z)
+    y_x, y_y, y_z = _pick3(y, row, ROWS - 3)
+    along = y_x * x_x + y_y * x_y + y_z * x_z
+    y_x, y_y, y_z = _unit3(y_x - along * x_x, y_y - along * x_y, y_z - along * x_z)
+    rotation += frame * 9
+    _store3(rotation, x_x, x_y, x_z)
+    _store3(rotation + 3, y_x, y_y, y_z)
+    _store3(
+        rotation + 6, x_y * y_z - x_z * y_y, x_z * y_x - x_x * y_z, x_x * y_y - x_y * y_x
+    )
+
+
+def heads(
+    x: torch.Tensor,
+    camera: tuple[torch.Tensor, torch.Tensor],
+    points: tuple[torch.Tensor, torch.Tensor],
+    *,
+    predicts_focal: bool,
+) -> tuple[torch.Tensor, ...]:
+    """Cameras, basis and motion of the last tokens.
+
+    All tensors are on one device, the weights float32 and contiguous; nothing is checked here.
+
+    Args:
+        x: tokens (B, T, N, C), of any floating dtype.
+        camera: weight (K + 9, C, kernel) and bias of the convolution along circular time: position,
+            focal correction, coefficients 1..K-1, 6-D rotation.
+        points: weight (3 K + 1, C) and bias of the point layer.
+        predicts_focal: whether to use the focal correction.
+
+    Returns:
+        rotation (B, T, 3, 3), position (B, T, 3), focal (B, T), coefficients (B, T, K), basis
+        (B, K, N, 3) and motion (B, N), float32; the last two are views of one tensor.
+    """
+    x = x.contiguous()
+    B, T, N, width = x.shape
+    camera_rows, _, kernel = camera[0].shape
+    point_rows, bases = points[0].shape[0], points[0].shape[0] // 3
+
+    blocks = triton.cdiv(N, LAUNCH_SUM["BLOCK_TRACKS"])
+    programs = B * blocks * triton.cdiv(width, LAUNCH_SUM["BLOCK_WIDTH"])
+    frames = triton.cdiv(T, triton.cdiv(_PROGRAMS, programs))
+    frames = triton.cdiv(frames, LAUNCH_SUM["BLOCK_FRAMES"]) * LAUNCH_SUM["BLOCK_FRAMES"]
+    parts = triton.cdiv(T, frames)
+
+    def new(*shape: int) -> torch.Tensor:
+        return x.new_empty(shape, dtype=torch.float32)
+
+    sums_of_tracks, sums_of_frames = new(B, parts, N, width), new(B, blocks, T, width)
+    out, taps = new(B, N, point_rows), new(B, T, camera_rows, kernel)
+    rotation, position, focal = new(B, T, 3, 3), new(B, T, 3), new(B, T)
+    coefficients = new(B, T, bases)
+    power = triton.next_power_of_2
+    conv = {"ROWS": camera_rows, "KERNEL": kernel, "BLOCK_KERNEL": power(kernel)}
+    with torch.cuda.device_of(x):  # nothing for a CPU tensor, in the interpreter
+        _sum[(programs * parts,)](
+            x, sums_of_tracks, sums_of_frames, T, N, frames, WIDTH=width, **LAUNCH_SUM
+        )
+        _points[(B * triton.cdiv(N, LAUNCH_POINTS["BLOCK_TRACKS"]),)](
+            sums_of_tracks,
+            *points,
+            out,
+            T,
+            N,
+            parts,
+            WIDTH=width,
+            ROWS=point_rows,
+            BLOCK_ROWS=max(16, power(point_rows)),
+            **LAUNCH_POINTS,
+        )
+        _taps[(B * T * triton.cdiv(camera_rows, LAUNCH_TAPS["OUTPUTS"]),)](
+            sums_of_frames,
+            camera[0],
+            taps,
+            T,
+            N,
+            blocks,
+            WIDTH=width,
+            BLOCK_WIDTH=power(width),
+            **conv,
+            **LAUNCH_TAPS,
+        )
+        _cameras[(B * T,)](
+            taps,
+            camera[1],
+            rotation,
+            position,
+            focal,
+            coefficients,
+            T,
+            BLOCK_ROWS=power(camera_rows),
+            PREDICTS_FOCAL=predicts_focal,
+            **conv,
+            **LAUNCH_CAMERAS,
+        )
+    basis = out[..., :-1].unflatten(-1, (bases, 3)).transpose(1, 2)
+    return rotation, position, focal, coefficients, basis, out[..., -1]
