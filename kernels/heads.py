@@ -239,9 +239,7 @@ def _cameras(
     rotation += frame * 9
     _store3(rotation, x_x, x_y, x_z)
     _store3(rotation + 3, y_x, y_y, y_z)
-    _store3(
-        rotation + 6, x_y * y_z - x_z * y_y, x_z * y_x - x_x * y_z, x_x * y_y - x_y * y_x
-    )
+    _store3(rotation + 6, x_y * y_z - x_z * y_y, x_z * y_x - x_x * y_z, x_x * y_y - x_y * y_x)
 
 
 def heads(

@@ -1,0 +1,80 @@
+"""What the engine is compared with: the reference, and the best that torch does with it."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import fasttracks
+from fasttracks import ops, reference
+from fasttracks.bench import wall_times
+from fasttracks.geometry import Prediction
+from fasttracks.network import TracksTo4D
+
+SDPA = (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION)
+COMPILE_MODE = "max-autotune-no-cudagraphs"
+
+
+class StrongestTorch(nn.Module):
+    """The network in float16 with the SDPA backend that is fastest along each axis."""
+
+    def __init__(self, network: TracksTo4D, inputs: Tensor) -> None:
+        super().__init__()
+        self.network, self.points = network, network.points
+        self.sdpa = {}
+        x = torch.randn(*inputs.shape[:3], network.config.width, device=inputs.device).half()
+        for block in network.blocks[:2]:
+            seconds = {backend: _time(block, x, backend) for backend in SDPA}
+            self.sdpa[block.axis] = min(seconds, key=seconds.__getitem__)
+
+    def forward(self, tracks: Tensor) -> Prediction:
+        x = self.network.embedding(tracks, torch.float16)
+        for block in self.network.blocks:
+            with sdpa_kernel(self.sdpa[block.axis]):
+                x = block(x)
+        return self.network.read(x)
+
+
+def _time(block: nn.Module, x: Tensor, backend: SDPBackend) -> float:
+    try:
+        with torch.no_grad(), sdpa_kernel(backend):
+            return min(wall_times(lambda: block(x), 10, x.device))
+    except RuntimeError:  # this backend can't
+        return float("inf")
+
+
+def strongest_torch(inputs: Tensor) -> tuple[Callable[[Tensor], Prediction], dict[str, Any]]:
+    """Compiled for this very shape and put into a CUDA graph; and what was used for it."""
+    network = fasttracks.load("base", device=inputs.device, precision="fp16", backend="torch")
+    strongest = StrongestTorch(network, inputs)
+    start = time.perf_counter()
+    compiled = torch.compile(strongest, mode=COMPILE_MODE, dynamic=False)
+    _, frames, tracks, _ = inputs.shape
+    engine = fasttracks.Engine(compiled, max_tracks=tracks, max_frames=frames)
+    used = {
+        "sdpa over time": strongest.sdpa[ops.TIME].name,
+        "sdpa over tracks": strongest.sdpa[ops.TRACK].name,
+        "compiled": f"{COMPILE_MODE}, CUDA graph",
+        "compilation s": round(time.perf_counter() - start, 1),
+    }
+    return engine, used
+
+
+def eager_reference(
+    inputs: Tensor, *, tf32: bool
+) -> tuple[Callable[[Tensor], Prediction], dict[str, Any]]:
+    """`reference.py` in float32, if wanted with TF32 matrix products."""
+    network = fasttracks.load("base", device=inputs.device, precision="fp32", backend="torch")
+    weights = network.state_dict()
+
+    def call(tracks: Tensor) -> Prediction:
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        try:
+            return reference.forward(weights, network.config, tracks)
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = False
+
+    return call, {}
