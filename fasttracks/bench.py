@@ -39,11 +39,11 @@ def clip(tracks: int, frames: int, device: torch.device | str) -> Tensor:
     inputs = normalise(source, source.camera()).float()
     rng = np.random.default_rng(0)
     length, count = inputs.shape[:2]
-    rows = rng.permutation(np.arange(tracks) % count)
+    rows = rng.permutation(count)[np.arange(tracks) % count]
     there_and_back = np.abs((np.arange(frames) + length - 1) % (2 * length - 2) - (length - 1))
     inputs = inputs[there_and_back][:, rows]
     noise = rng.normal(0, 0.5 / FOCAL, (frames, max(0, tracks - count), 2))
-    inputs[:, : noise.shape[1], :2] += torch.from_numpy(noise).float()
+    inputs[:, count:, :2] += torch.from_numpy(noise).float()
     return inputs[None].to(device)
 
 

@@ -62,7 +62,7 @@ def _features(tracks, token, in_tracks, feature, FEATURES: tl.constexpr):
 
 
 # Only constexprs are specialised: a new length compiles nothing.
-@triton.jit(do_not_specialize=("T", "N"))
+@triton.jit(do_not_specialize=("T", "N", "eps"))
 def _embed(
     tracks,
     norm_in_weight,
