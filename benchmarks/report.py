@@ -106,9 +106,9 @@ def draw(record: dict[str, Any], path: Path) -> None:
 def readme(record: dict[str, Any], text: str) -> str:
     """The README with the tables between their marks made anew."""
     for name, table in {"forward": forward_table, "kernels": kernel_table}.items():
-        begin, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
+        begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->\n"
         head, _, rest = text.partition(begin)
-        text = head + begin + table(record) + end + rest.partition(end)[2]
+        text = head + begin + table(record) + "\n" + end + rest.partition(end)[2]
     return text
 
 

@@ -19,7 +19,7 @@ from fasttracks.geometry import Prediction
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 SIZES = bench.SIZES if CUDA else bench.SIZES[:2]
-CALLS = 1000 if CUDA else 3
+SECONDS = 20  # that the calls of a row may take; there are 1000 of them at most
 
 
 def engine(precision: str) -> Callable[[Tensor], tuple[Callable[[Tensor], Prediction], dict]]:
@@ -73,7 +73,8 @@ def test_network(benchmark, exact, size, column):
             if CUDA:
                 torch.cuda.synchronize()
 
-        calls = CALLS if "engine" in column or "torch" in column or not CUDA else 30
+        once = min(bench.wall_times(lambda: call(inputs), 3, inputs.device))
+        calls = max(3, min(1000, int(SECONDS / once)))
         benchmark.pedantic(run, rounds=calls, warmup_rounds=min(calls, 20))
         median = benchmark.stats.stats.median
         flops = bench.operations(exact.config, *size)

@@ -116,7 +116,14 @@ def _embed(
             mask=in_width[None, :] & in_features[:, None],
             other=0.0,
         )
-        y = tl.dot(x, weight, y, input_precision=PRECISION)
+        if PRECISION == "fp16x3":
+            # Each operand as the sum of two float16 has 22 bits; the product of the rests is nothing.
+            x_high, weight_high = x.to(tl.float16), weight.to(tl.float16)
+            y = tl.dot((x - x_high).to(tl.float16), weight_high, y)
+            y = tl.dot(x_high, (weight - weight_high).to(tl.float16), y)
+            y = tl.dot(x_high, weight_high, y)
+        else:
+            y = tl.dot(x, weight, y, input_precision=PRECISION)
     y += tl.load(linear_bias + channel, mask=in_width, other=0.0)[None, :]
 
     y = tl.where(in_width[None, :], y - (tl.sum(y, 1) / WIDTH)[:, None], 0.0)
@@ -124,13 +131,10 @@ def _embed(
     y *= tl.load(norm_out_weight + channel, mask=in_width, other=0.0)[None, :]
     y += tl.load(norm_out_bias + channel, mask=in_width, other=0.0)[None, :]
 
-    # The angle is a product of which the multiply-add gives back what rounding took.
     t = (frame % T).to(tl.float32)
     rate = tl.load(rates + channel, mask=in_width, other=0.0)
     rest = tl.load(rates + WIDTH + channel, mask=in_width, other=0.0)
-    angle = t * rate
-    rest = tl.fma(t, rate, -angle) + t * rest
-    y += _sine(angle, rest, channel // (WIDTH // 2))[None, :]
+    y += _sine(t * rate, t * rest, channel // (WIDTH // 2))[None, :]
     tl.store(
         tokens + token[:, None] * WIDTH + channel[None, :],
         y.to(tokens.dtype.element_ty),
@@ -140,11 +144,15 @@ def _embed(
 
 @cache
 def _rates(width: int, device: torch.device) -> torch.Tensor:
-    """Quarter turns a frame of each channel's position code (2, width), float32 and the rest."""
+    """Quarter turns a frame of each channel's position code (2, width), in two parts.
+
+    The first has 10 bits, so that its product with a frame index is exact.
+    """
     half = width // 2
     rate = 10000 ** (-torch.arange(half, dtype=torch.float64) / (half - 1)) * (2 / math.pi)
-    rate = torch.cat([rate, rate])
-    return torch.stack([rate.float(), (rate - rate.float()).float()]).to(device)
+    mantissa, exponent = torch.frexp(torch.cat([rate, rate]))
+    high = torch.ldexp((mantissa * 1024).round() / 1024, exponent)
+    return torch.stack([high, torch.ldexp(mantissa, exponent) - high]).float().to(device)
 
 
 def embed(

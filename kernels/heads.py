@@ -13,17 +13,18 @@ LAUNCH_SUM = {
     "BLOCK_FRAMES": 8,
     "BLOCK_TRACKS": 32,
     "BLOCK_WIDTH": 64,
-    "num_warps": 8,
+    "num_warps": 4,
     "enable_fp_fusion": True,  # the default is about to change (Triton 3.10)
 }
 LAUNCH_POINTS = {
+    "BLOCK_PARTS": 4,
     "BLOCK_TRACKS": 16,
     "BLOCK_WIDTH": 64,
     "PRECISION": "tf32x3",
     "num_warps": 4,
     "enable_fp_fusion": True,
 }
-LAUNCH_TAPS = {"OUTPUTS": 3, "num_warps": 4, "enable_fp_fusion": True}
+LAUNCH_TAPS = {"OUTPUTS": 3, "BLOCK_PARTS": 16, "num_warps": 4, "enable_fp_fusion": True}
 LAUNCH_CAMERAS = {"num_warps": 1, "enable_fp_fusion": True}
 
 _PROGRAMS = 256  # that fill a GPU: fewer blocks of tracks than this split the frames
@@ -88,6 +89,7 @@ def _points(
     WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
+    BLOCK_PARTS: tl.constexpr,
     BLOCK_TRACKS: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -108,10 +110,12 @@ def _points(
     for start in tl.static_range(0, WIDTH, BLOCK_WIDTH):
         channel = start + tl.arange(0, BLOCK_WIDTH)
         in_width = channel < WIDTH
+        mask = in_tracks & in_width[None, :]
         x = tl.zeros((BLOCK_TRACKS, BLOCK_WIDTH), tl.float32)
-        for part in range(parts):
-            offset = ((b * parts + part) * N + n)[:, None] * WIDTH + channel[None, :]
-            x += tl.load(sums + offset, mask=in_tracks & in_width[None, :], other=0.0)
+        for first in range(0, parts, BLOCK_PARTS):
+            part = first + tl.arange(0, BLOCK_PARTS)[:, None, None]
+            offset = ((b * parts + part) * N + n[None, :, None]) * WIDTH + channel[None, None, :]
+            x += tl.sum(tl.load(sums + offset, mask=(part < parts) & mask[None], other=0.0), 0)
         w = tl.load(
             weight + row[None, :] * WIDTH + channel[:, None],
             mask=in_rows & in_width[:, None],
@@ -138,6 +142,7 @@ def _taps(
     KERNEL: tl.constexpr,
     BLOCK_KERNEL: tl.constexpr,
     OUTPUTS: tl.constexpr,
+    BLOCK_PARTS: tl.constexpr,
 ):
     """What a frame's mean over tracks adds, by each tap of the convolution, to some outputs.
 
@@ -154,9 +159,11 @@ def _taps(
     in_kernel = tap < KERNEL
 
     mean = tl.zeros((BLOCK_WIDTH,), tl.float32)
-    for block in range(blocks):
-        offset = ((b * blocks + block) * T + frame % T) * WIDTH + channel
-        mean += tl.load(sums + offset, mask=in_width, other=0.0)
+    for start in range(0, blocks, BLOCK_PARTS):
+        block = start + tl.arange(0, BLOCK_PARTS)[:, None]
+        offset = ((b * blocks + block) * T + frame % T) * WIDTH + channel[None, :]
+        mask = (block < blocks) & in_width[None, :]
+        mean += tl.sum(tl.load(sums + offset, mask=mask, other=0.0), 0)
     mean = tl.div_rn(mean, N.to(tl.float32))
 
     for row in range(first, tl.minimum(first + OUTPUTS, ROWS)):
