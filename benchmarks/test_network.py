@@ -19,7 +19,7 @@ from fasttracks.geometry import Prediction
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 SIZES = bench.SIZES if CUDA else bench.SIZES[:2]
-SECONDS = 20  # that the calls of a row may take; there are 1000 of them at most
+SECONDS = 5  # that the calls of a row may take; there are 1000 of them at most
 
 
 def engine(precision: str) -> Callable[[Tensor], tuple[Callable[[Tensor], Prediction], dict]]:

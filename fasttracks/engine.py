@@ -21,7 +21,7 @@ class _Graph(NamedTuple):
     graph: torch.cuda.CUDAGraph
     tracks: Tensor  # what it reads
     flat: Tensor  # what it writes: all fields of the prediction, one after the other
-    prediction: Prediction  # the fields, views of `flat`
+    layout: list[tuple[torch.Size, tuple[int, ...], int]]  # of the fields: shape, strides, offset
 
 
 class Engine:
@@ -118,7 +118,7 @@ class Engine:
             ready.graph.replay()
             flat = ready.flat.clone() if copy else ready.flat
             self._done.record(stream)
-        return _split(flat, ready.prediction) if copy else ready.prediction
+        return Prediction(*[flat.as_strided(*field) for field in ready.layout])
 
     def _check(self, shape: Shape) -> None:
         if any(not 1 <= n <= most for n, most in zip(shape, self.limits, strict=True)):
@@ -145,13 +145,11 @@ class Engine:
                 graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
             ):
                 prediction = self.model(inputs)
-                flat = torch.cat([field.flatten() for field in prediction])
-        ready = _Graph(graph, inputs, flat, _split(flat, prediction))
-        self._graphs[shape] = ready
-        return ready
-
-
-def _split(flat: Tensor, like: Prediction) -> Prediction:
-    """Views of a flat tensor with the shapes of a prediction."""
-    parts = flat.split([field.numel() for field in like])
-    return Prediction(*(part.view(field.shape) for part, field in zip(parts, like, strict=True)))
+                parts = [field.flatten() for field in prediction]
+                flat = torch.cat(parts)
+        layout, offset = [], 0
+        for field, part in zip(prediction, parts, strict=True):
+            layout.append((field.shape, part.view(field.shape).stride(), offset))
+            offset += len(part)
+        self._graphs[shape] = _Graph(graph, inputs, flat, layout)
+        return self._graphs[shape]

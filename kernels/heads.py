@@ -10,24 +10,17 @@ import triton
 import triton.language as tl
 
 LAUNCH_SUM = {
-    "BLOCK_FRAMES": 8,
-    "BLOCK_TRACKS": 32,
-    "BLOCK_WIDTH": 64,
+    "BLOCK_FRAMES": 4,
+    "BLOCK_TRACKS": 64,
+    "BLOCK_WIDTH": 32,
     "num_warps": 4,
     "enable_fp_fusion": True,  # the default is about to change (Triton 3.10)
 }
-LAUNCH_POINTS = {
-    "BLOCK_PARTS": 4,
-    "BLOCK_TRACKS": 16,
-    "BLOCK_WIDTH": 64,
-    "PRECISION": "tf32x3",
-    "num_warps": 4,
-    "enable_fp_fusion": True,
-}
-LAUNCH_TAPS = {"OUTPUTS": 3, "BLOCK_PARTS": 16, "num_warps": 4, "enable_fp_fusion": True}
+LAUNCH_POINTS = {"BLOCK_PARTS": 8, "num_warps": 8, "enable_fp_fusion": True}
+LAUNCH_TAPS = {"OUTPUTS": 1, "BLOCK_PARTS": 16, "num_warps": 4, "enable_fp_fusion": True}
 LAUNCH_CAMERAS = {"num_warps": 1, "enable_fp_fusion": True}
 
-_PROGRAMS = 256  # that fill a GPU: fewer blocks of tracks than this split the frames
+_PROGRAMS = 512  # that fill a GPU: fewer blocks of tracks than this split the frames
 
 
 # Only constexprs are specialised: a new length compiles nothing.
@@ -77,6 +70,18 @@ def _sum(
     )
 
 
+@triton.jit
+def _mean(sums, row, step, parts, count, channel, WIDTH: tl.constexpr, BLOCK_PARTS: tl.constexpr):
+    """Mean of `count` tokens, from the sums of their parts in rows `step` apart of (rows, C)."""
+    total = tl.zeros_like(channel).to(tl.float32)
+    for first in range(0, parts, BLOCK_PARTS):
+        part = first + tl.arange(0, BLOCK_PARTS)[:, None]
+        mask = (part < parts) & (channel < WIDTH)[None, :]
+        rows = tl.load(sums + (row + part * step) * WIDTH + channel[None, :], mask=mask, other=0.0)
+        total += tl.sum(rows, 0)
+    return tl.div_rn(total, count.to(tl.float32))
+
+
 @triton.jit(do_not_specialize=("T", "N", "parts"))
 def _points(
     sums,
@@ -87,93 +92,70 @@ def _points(
     N,
     parts,
     WIDTH: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_PARTS: tl.constexpr,
-    BLOCK_TRACKS: tl.constexpr,
-    BLOCK_WIDTH: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
-    """Linear layer of the means over frames; its last output is the motion level.
+    """Linear layer of a track's mean over frames; the last output is the motion level.
 
     sums (B, parts, N, C), weight (ROWS, C), points (B, N, ROWS).
     """
-    blocks = tl.cdiv(N, BLOCK_TRACKS)
-    program = tl.program_id(0)
-    n = program % blocks * BLOCK_TRACKS + tl.arange(0, BLOCK_TRACKS)
-    b = (program // blocks).to(tl.int64)
-    in_tracks = (n < N)[:, None]
+    track = tl.program_id(0).to(tl.int64)  # of all clips
+    first = track // N * parts * N + track % N
+    channel = tl.arange(0, BLOCK_WIDTH)
     row = tl.arange(0, BLOCK_ROWS)
-    in_rows = (row < ROWS)[None, :]
-
-    y = tl.zeros((BLOCK_TRACKS, BLOCK_ROWS), tl.float32)
-    for start in tl.static_range(0, WIDTH, BLOCK_WIDTH):
-        channel = start + tl.arange(0, BLOCK_WIDTH)
-        in_width = channel < WIDTH
-        mask = in_tracks & in_width[None, :]
-        x = tl.zeros((BLOCK_TRACKS, BLOCK_WIDTH), tl.float32)
-        for first in range(0, parts, BLOCK_PARTS):
-            part = first + tl.arange(0, BLOCK_PARTS)[:, None, None]
-            offset = ((b * parts + part) * N + n[None, :, None]) * WIDTH + channel[None, None, :]
-            x += tl.sum(tl.load(sums + offset, mask=(part < parts) & mask[None], other=0.0), 0)
-        w = tl.load(
-            weight + row[None, :] * WIDTH + channel[:, None],
-            mask=in_rows & in_width[:, None],
-            other=0.0,
-        )
-        y = tl.dot(x, w, y, input_precision=PRECISION)
-    y = y / T + tl.load(bias + row, mask=row < ROWS, other=0.0)[None, :]
+    in_rows = row < ROWS
+    mean = _mean(sums, first, N, parts, T, channel, WIDTH, BLOCK_PARTS)
+    w = tl.load(
+        weight + row[:, None] * WIDTH + channel[None, :],
+        mask=in_rows[:, None] & (channel < WIDTH)[None, :],
+        other=0.0,
+    )
+    y = tl.sum(w * mean[None, :], 1) + tl.load(bias + row, mask=in_rows, other=0.0)
     level = tl.where(y > 0, y + 1, tl.exp(tl.minimum(y, 0.0))) + 1e-5  # ELU + 1 + 1e-5
-    y = tl.where((row == ROWS - 1)[None, :], level, y)
-    tl.store(points + (b * N + n)[:, None] * ROWS + row[None, :], y, mask=in_tracks & in_rows)
+    tl.store(points + track * ROWS + row, tl.where(row == ROWS - 1, level, y), mask=in_rows)
 
 
-@triton.jit(do_not_specialize=("T", "N", "blocks"))
+@triton.jit(do_not_specialize=("T", "N", "parts"))
 def _taps(
     sums,
     weight,
     taps,
     T,
     N,
-    blocks,
+    parts,
     WIDTH: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
     KERNEL: tl.constexpr,
     BLOCK_KERNEL: tl.constexpr,
-    OUTPUTS: tl.constexpr,
     BLOCK_PARTS: tl.constexpr,
 ):
-    """What a frame's mean over tracks adds, by each tap of the convolution, to some outputs.
+    """What a frame's mean over tracks adds, by each tap of the convolution, to the frames around.
 
-    sums (B, blocks, T, C), weight (ROWS, C, KERNEL), taps (B, T, ROWS, KERNEL).
+    sums (B, parts, T, C), weight (ROWS, C, KERNEL), taps (B, T, ROWS, KERNEL).
     """
     groups = tl.cdiv(ROWS, OUTPUTS)
     program = tl.program_id(0)
     first = program % groups * OUTPUTS
-    frame = (program // groups).to(tl.int64)
-    b = frame // T
+    frame = (program // groups).to(tl.int64)  # of all clips
+    t = frame % T
     channel = tl.arange(0, BLOCK_WIDTH)
-    in_width = channel < WIDTH
     tap = tl.arange(0, BLOCK_KERNEL)
     in_kernel = tap < KERNEL
-
-    mean = tl.zeros((BLOCK_WIDTH,), tl.float32)
-    for start in range(0, blocks, BLOCK_PARTS):
-        block = start + tl.arange(0, BLOCK_PARTS)[:, None]
-        offset = ((b * blocks + block) * T + frame % T) * WIDTH + channel[None, :]
-        mask = (block < blocks) & in_width[None, :]
-        mean += tl.sum(tl.load(sums + offset, mask=mask, other=0.0), 0)
-    mean = tl.div_rn(mean, N.to(tl.float32))
-
+    mean = _mean(sums, frame // T * parts * T + t, T, parts, N, channel, WIDTH, BLOCK_PARTS)
+    # Frames are indexed modulo T, even if that wraps more than once.
+    target = frame - t + ((t + KERNEL // 2 - tap) % T + T) % T
     for row in range(first, tl.minimum(first + OUTPUTS, ROWS)):
         w = tl.load(
             weight + (row * WIDTH + channel[:, None]) * KERNEL + tap[None, :],
-            mask=in_width[:, None] & in_kernel[None, :],
+            mask=(channel < WIDTH)[:, None] & in_kernel[None, :],
             other=0.0,
         )
         y = tl.sum(w * mean[:, None], 0)
-        tl.store(taps + (frame * ROWS + row) * KERNEL + tap, y, mask=in_kernel)
+        tl.store(taps + (target * ROWS + row) * KERNEL + tap, y, mask=in_kernel)
 
 
 @triton.jit
@@ -200,7 +182,7 @@ def _store3(pointer, x, y, z):
     tl.store(pointer + 2, z)
 
 
-@triton.jit(do_not_specialize=("T",))
+@triton.jit
 def _cameras(
     taps,
     bias,
@@ -208,35 +190,31 @@ def _cameras(
     position,
     focal,
     coefficients,
-    T,
     ROWS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     KERNEL: tl.constexpr,
     BLOCK_KERNEL: tl.constexpr,
     PREDICTS_FOCAL: tl.constexpr,
 ):
-    """A frame's convolution, gathered from the taps of the frames around it, and its camera."""
+    """A frame's camera from the sum of its taps."""
     frame = tl.program_id(0).to(tl.int64)
-    t = frame % T
     row = tl.arange(0, BLOCK_ROWS)
     tap = tl.arange(0, BLOCK_KERNEL)
     in_rows = row < ROWS
-    # Frames are indexed modulo T, even if that wraps more than once.
-    around = frame - t + ((t + tap - KERNEL // 2) % T + T) % T
     y = tl.load(
-        taps + (around[None, :] * ROWS + row[:, None]) * KERNEL + tap[None, :],
+        taps + (frame * ROWS + row[:, None]) * KERNEL + tap[None, :],
         mask=in_rows[:, None] & (tap < KERNEL)[None, :],
         other=0.0,
     )
     y = tl.sum(y, 1) + tl.load(bias + row, mask=in_rows, other=0.0)
 
-    _store3(position + frame * 3, *_pick3(y, row, 0))
+    tl.store(position + frame * 3 + row, y, mask=row < 3)
+    correction = 1 + 0.05 * y if PREDICTS_FOCAL else tl.full((BLOCK_ROWS,), 1.0, tl.float32)
+    tl.store(focal + frame + row - 3, correction, mask=row == 3)
     BASES: tl.constexpr = ROWS - 9
-    one_or_more = tl.where(row == 3, 1.0, y)
-    is_coefficient = (row >= 3) & (row < 3 + BASES)
-    tl.store(coefficients + frame * BASES + row - 3, one_or_more, mask=is_coefficient)
-    correction = tl.sum(tl.where(row == 3, y, 0.0)) if PREDICTS_FOCAL else 0.0
-    tl.store(focal + frame, 1 + 0.05 * correction)
+    is_coefficient = (row >= 3) & (row < 3 + BASES)  # in place of the focal correction, a 1
+    coefficient = tl.where(row == 3, 1.0, y)
+    tl.store(coefficients + frame * BASES + row - 3, coefficient, mask=is_coefficient)
 
     x_x, x_y, x_z = _pick3(y, row, ROWS - 6)
     x_x, x_y, x_z = _unit3(x_x, x_y, x_z)
@@ -290,34 +268,26 @@ def heads(
     rotation, position, focal = new(B, T, 3, 3), new(B, T, 3), new(B, T)
     coefficients = new(B, T, bases)
     power = triton.next_power_of_2
+    channels = {"WIDTH": width, "BLOCK_WIDTH": power(width)}
     conv = {"ROWS": camera_rows, "KERNEL": kernel, "BLOCK_KERNEL": power(kernel)}
     with torch.cuda.device_of(x):  # nothing for a CPU tensor, in the interpreter
         _sum[(programs * parts,)](
             x, sums_of_tracks, sums_of_frames, T, N, frames, WIDTH=width, **LAUNCH_SUM
         )
-        _points[(B * triton.cdiv(N, LAUNCH_POINTS["BLOCK_TRACKS"]),)](
+        _points[(B * N,)](
             sums_of_tracks,
             *points,
             out,
             T,
             N,
             parts,
-            WIDTH=width,
             ROWS=point_rows,
-            BLOCK_ROWS=max(16, power(point_rows)),
+            BLOCK_ROWS=power(point_rows),
+            **channels,
             **LAUNCH_POINTS,
         )
         _taps[(B * T * triton.cdiv(camera_rows, LAUNCH_TAPS["OUTPUTS"]),)](
-            sums_of_frames,
-            camera[0],
-            taps,
-            T,
-            N,
-            blocks,
-            WIDTH=width,
-            BLOCK_WIDTH=power(width),
-            **conv,
-            **LAUNCH_TAPS,
+            sums_of_frames, camera[0], taps, T, N, blocks, **channels, **conv, **LAUNCH_TAPS
         )
         _cameras[(B * T,)](
             taps,
@@ -326,7 +296,6 @@ def heads(
             position,
             focal,
             coefficients,
-            T,
             BLOCK_ROWS=power(camera_rows),
             PREDICTS_FOCAL=predicts_focal,
             **conv,

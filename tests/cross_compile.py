@@ -36,6 +36,7 @@ class Case:
 
 
 LENGTHS = {"T": "i32", "N": "i32"}
+CHANNELS = {"WIDTH": 256, "BLOCK_WIDTH": 256}
 CONV = {"ROWS": 21, "KERNEL": 31, "BLOCK_KERNEL": 32}
 
 CASES = [
@@ -51,7 +52,7 @@ CASES = [
     Case(
         "embed",
         embed._embed,
-        {"FEATURES": 76, "WIDTH": 256, "BLOCK_WIDTH": 256, **embed.LAUNCH},
+        {"FEATURES": 76, **CHANNELS, **embed.LAUNCH},
         {"tokens": "*fp16", **LENGTHS},
     ),
     Case(
@@ -63,20 +64,20 @@ CASES = [
     Case(
         "heads points",
         heads._points,
-        {"WIDTH": 256, "ROWS": 37, "BLOCK_ROWS": 64, **heads.LAUNCH_POINTS},
+        {**CHANNELS, "ROWS": 37, "BLOCK_ROWS": 64, **heads.LAUNCH_POINTS},
         {"parts": "i32", **LENGTHS},
     ),
     Case(
         "heads taps",
         heads._taps,
-        {"WIDTH": 256, "BLOCK_WIDTH": 256, **CONV, **heads.LAUNCH_TAPS},
-        {"blocks": "i32", **LENGTHS},
+        {**CHANNELS, **CONV, **heads.LAUNCH_TAPS},
+        {"parts": "i32", **LENGTHS},
     ),
     Case(
         "heads cameras",
         heads._cameras,
         {"BLOCK_ROWS": 32, "PREDICTS_FOCAL": True, **CONV, **heads.LAUNCH_CAMERAS},
-        LENGTHS,
+        {},
     ),
 ]
 

@@ -139,15 +139,16 @@ def clean_environment(**extra: str) -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | extra
 
 
-# Registers per thread and bytes of shared memory per block that a kernel may take.
+# Registers per thread, bytes of shared memory per block, and bytes of stack per thread, where
+# spills are, that a kernel may take.
 LIMITS = {
-    "compose_project K=12": (208, 4096),
-    "compose_project K=32": (208, 4096),
-    "embed": (168, 1 << 16),
-    "heads sum": (168, 1 << 14),
-    "heads points": (168, 1 << 15),
-    "heads taps": (168, 4096),
-    "heads cameras": (96, 4096),
+    "compose_project K=12": (208, 4096, 0),
+    "compose_project K=32": (208, 4096, 0),
+    "embed": (255, 1 << 15, 160),
+    "heads sum": (168, 8192, 0),
+    "heads points": (64, 8192, 0),
+    "heads taps": (128, 4096, 0),
+    "heads cameras": (64, 4096, 0),
 }
 
 
@@ -166,10 +167,10 @@ def test_compiled_kernels(compiled: list[dict], architecture: int) -> None:
     found = [usage for usage in compiled if usage["architecture"] == architecture]
     assert {usage["name"] for usage in found} == LIMITS.keys()
     for usage in found:
-        registers, shared = LIMITS[usage["name"]]
+        registers, shared, stack = LIMITS[usage["name"]]
         assert usage["registers"] <= registers, usage
         assert usage["shared"] <= shared, usage
-        assert usage["stack"] == 0, usage
+        assert usage["stack"] <= stack, usage
         assert not usage["specialised"], usage
 
 
