@@ -91,5 +91,7 @@ def test_network(benchmark, exact, size, column):
             info["memory GB"] = round((torch.cuda.max_memory_reserved() - before) / 1e9, 3)
             if "engine" in column:
                 info["host µs"] = round(1e6 * bench.host_time(lambda: call(inputs)), 1)
+                without = bench.host_time(lambda: call(inputs, copy=False))
+                info["host µs, copy=False"] = round(1e6 * without, 1)
     benchmark.extra_info.update(info)
     torch._dynamo.reset()

@@ -15,13 +15,17 @@ from fasttracks.network import TracksTo4D
 Shape = tuple[int, int, int]  # B clips, T frames, N tracks
 
 
+_Layout = list[tuple[torch.Size, tuple[int, ...], int]]  # shape, strides and offset of each field
+
+
 class _Graph(NamedTuple):
     """The whole forward of one shape, ready to be replayed."""
 
     graph: torch.cuda.CUDAGraph
     tracks: Tensor  # what it reads
     flat: Tensor  # what it writes: all fields of the prediction, one after the other
-    layout: list[tuple[torch.Size, tuple[int, ...], int]]  # of the fields: shape, strides, offset
+    layout: _Layout
+    prediction: Prediction  # the fields, views of `flat`
 
 
 class Engine:
@@ -116,9 +120,9 @@ class Engine:
             stream.wait_event(self._done)
             ready.tracks.copy_(tracks)
             ready.graph.replay()
-            flat = ready.flat.clone() if copy else ready.flat
+            flat = ready.flat.clone() if copy else None
             self._done.record(stream)
-        return Prediction(*[flat.as_strided(*field) for field in ready.layout])
+        return ready.prediction if flat is None else _fields(flat, ready.layout)
 
     def _check(self, shape: Shape) -> None:
         if any(not 1 <= n <= most for n, most in zip(shape, self.limits, strict=True)):
@@ -140,6 +144,8 @@ class Engine:
             self._stream.wait_event(self._done)
             with torch.cuda.stream(self._stream):
                 self.model(inputs)  # compiles, and lets libraries take their workspaces
+            self._stream.synchronize()
+            torch.cuda.empty_cache()  # what that took is not what the graph will take
             # Other threads may go on with their own CUDA work meanwhile.
             with torch.cuda.graph(
                 graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
@@ -147,9 +153,15 @@ class Engine:
                 prediction = self.model(inputs)
                 parts = [field.flatten() for field in prediction]
                 flat = torch.cat(parts)
-        layout, offset = [], 0
+        layout: _Layout = []
+        offset = 0
         for field, part in zip(prediction, parts, strict=True):
             layout.append((field.shape, part.view(field.shape).stride(), offset))
             offset += len(part)
-        self._graphs[shape] = _Graph(graph, inputs, flat, layout)
+        self._graphs[shape] = _Graph(graph, inputs, flat, layout, _fields(flat, layout))
         return self._graphs[shape]
+
+
+def _fields(flat: Tensor, layout: _Layout) -> Prediction:
+    """A prediction as views of a flat tensor."""
+    return Prediction(*[flat.as_strided(*field) for field in layout])
