@@ -1,8 +1,8 @@
 """Keep measurements, and make README's tables and the plot: `python benchmarks/report.py PART...`.
 
 A PART is what `pytest benchmarks --benchmark-json=PART` or `cold_start.py -o PART` wrote. Its rows
-go into results/DEVICE.json, in place of those of the same name. Without PARTs only the README and
-the plot are made anew, from the results of `SHOWN`.
+go into results/DEVICE.json with its commit, in place of those of the same name. Without PARTs only
+the README and the plot are made anew, from the results of `SHOWN`.
 """
 
 import argparse
@@ -20,7 +20,9 @@ SHOWN = "nvidia-h100-80gb-hbm3"
 ROOF = 989.0  # TFLOP/s: dense float16 of an H100 SXM
 KEYS = {"forward": ("column", "tracks", "frames"),
         "kernels": ("operation", "backend", "tracks", "frames")}  # fmt: skip
-OURS, TORCH, REFERENCE, TF32 = "engine fp16", "strongest torch", "reference fp32", "reference tf32"
+OURS = "engine fp16"
+REFERENCE, TORCH = "reference fp32", "strongest torch"
+BASELINES = (REFERENCE, "reference tf32", "eager torch fp16", TORCH)
 
 Row = dict[str, Any]
 
@@ -31,57 +33,49 @@ def merge(part: dict[str, Any]) -> None:
     record = json.loads(path.read_text()) if path.exists() else {}
     for name, key in KEYS.items():
         rows = {tuple(row[k] for k in key): row for row in record.get(name, [])}
-        rows |= {tuple(row[k] for k in key): row for row in part.get(name, [])}
+        rows |= {
+            tuple(row[k] for k in key): row | {"commit": part["commit"]}
+            for row in part.get(name, [])
+        }
         record[name] = [rows[k] for k in sorted(rows, key=lambda k: (k[-2] * k[-1], k))]
-    record |= {name: value for name, value in part.items() if name not in KEYS}
+    record |= {name: value for name, value in part.items() if name not in (*KEYS, "commit")}
     path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
 def forward_table(record: dict[str, Any]) -> str:
     """A line for each size; times are medians of the whole forward."""
-    lines = [
-        "| tracks × frames | reference, float32 | with TF32 | strongest torch, float16 "
-        "| fasttracks, float16 | against reference | against torch | p99 / p50 | TFLOP/s (of "
-        f"{ROOF:.0f}) | memory |",
-        "| --- " * 10 + "|",
-    ]
+    lines = []
     for (tracks, frames), columns in _sizes(record).items():
         if OURS not in columns:
             continue
-        row = columns[OURS]
-        median = {name: found["p50 ms"] for name, found in columns.items()}
-        cells = [
-            f"{tracks} × {frames}",
-            *(_number(median.get(name), " ms") for name in (REFERENCE, TF32, TORCH)),
-            f"**{_number(median[OURS], ' ms')}**",
-            *(
-                _number(median[name] / median[OURS] if name in median else None, "×")
-                for name in (REFERENCE, TORCH)
-            ),
-            f"{row['p99 ms'] / row['p50 ms']:.2f}",
-            f"{row['TFLOP/s']:.0f} ({row['TFLOP/s'] / ROOF:.0%})",
-            f"{row['memory GB']:.2f} GB",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        ours = columns[OURS]
+        ms = {name: row["p50 ms"] for name, row in columns.items()}
+        line = {"tracks × frames": f"{tracks} × {frames}"}
+        for name in BASELINES:
+            line[name] = _number(ms.get(name), " ms")
+        line[OURS] = f"**{_number(ms[OURS], ' ms')}**"
+        for name in (REFERENCE, TORCH):
+            line[f"against {name}"] = _number(ms[name] / ms[OURS] if name in ms else None, "×")
+        line |= {
+            "p99 / p50": f"{ours['p99 ms'] / ours['p50 ms']:.2f}",
+            f"TFLOP/s (of {ROOF:.0f})": f"{ours['TFLOP/s']:.0f} ({ours['TFLOP/s'] / ROOF:.0%})",
+            "memory": f"{ours['memory GB']:.2f} GB",
+        }
+        lines.append(line)
+    return _table(lines)
 
 
 def kernel_table(record: dict[str, Any]) -> str:
     """A line for each operation, µs a call, ours and eager torch's, by size."""
-    sizes = list(dict.fromkeys((row["tracks"], row["frames"]) for row in record["kernels"]))
-    lines = [
-        "| µs: fasttracks / eager torch | " + " | ".join(f"{n} × {t}" for n, t in sizes) + " |",
-        "| --- " * (1 + len(sizes)) + "|",
-    ]
+    lines: dict[str, dict[str, str]] = {}
     by = {tuple(row[k] for k in KEYS["kernels"]): row for row in record["kernels"]}
-    for operation in dict.fromkeys(row["operation"] for row in record["kernels"]):
-        cells = [
-            " / ".join(_number(by.get((operation, backend, *size), {}).get("µs"), "")
-                       for backend in ("triton", "torch"))
-            for size in sizes
-        ]  # fmt: skip
-        lines.append(f"| {operation} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    for operation, _, tracks, frames in by:
+        line = lines.setdefault(operation, {"µs: fasttracks / eager torch": operation})
+        line[f"{tracks} × {frames}"] = " / ".join(
+            _number(by.get((operation, backend, tracks, frames), {}).get("µs"), "")
+            for backend in ("triton", "torch")
+        )
+    return _table(list(lines.values()))
 
 
 def draw(record: dict[str, Any], path: Path) -> None:
@@ -90,9 +84,10 @@ def draw(record: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
-    for name, style in {REFERENCE: "s--", TF32: "v--", TORCH: "D-", OURS: "o-"}.items():
+    for name, style in zip((*BASELINES, OURS), ("s--", "v--", "^--", "D-", "o-"), strict=True):
         points = [(i, c[name]["p50 ms"]) for i, c in enumerate(sizes.values()) if name in c]
-        axis.plot(*zip(*points, strict=True), style, label=name)
+        if points:
+            axis.plot(*zip(*points, strict=True), style, label=name)
     rows = [next(iter(columns.values())) for columns in sizes.values()]
     floor = [row["TFLOP/s"] * row["p50 ms"] / ROOF for row in rows]
     axis.plot(range(len(floor)), floor, "k:", label=f"{ROOF:.0f} TFLOP/s")
@@ -104,12 +99,20 @@ def draw(record: dict[str, Any], path: Path) -> None:
 
 
 def readme(record: dict[str, Any], text: str) -> str:
-    """The README with the tables between their marks made anew."""
+    """The README with the tables that are between its marks made anew."""
     for name, table in {"forward": forward_table, "kernels": kernel_table}.items():
         begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->\n"
-        head, _, rest = text.partition(begin)
-        text = head + begin + table(record) + "\n" + end + rest.partition(end)[2]
+        if begin in text:
+            head, _, rest = text.partition(begin)
+            text = head + begin + table(record) + "\n" + end + rest.partition(end)[2]
     return text
+
+
+def _table(lines: list[dict[str, str]]) -> str:
+    """Markdown, without the columns that no line has anything in."""
+    names = [name for name in lines[0] if any(line[name] != "–" for line in lines)]
+    rows = [names, ["---"] * len(names), *([line[name] for name in names] for line in lines)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _sizes(record: dict[str, Any]) -> dict[tuple[int, int], dict[str, Row]]:

@@ -6,6 +6,7 @@ Times are those of a CUDA graph of many calls, so that nothing is measured but t
 
 import pytest
 import torch
+from baselines import graph_of
 
 import fasttracks
 from fasttracks import bench, ops
@@ -69,18 +70,6 @@ def operations(network, name, size):
     return flops * tokens, bytes_.get(name, 4 * config.width) * tokens
 
 
-def graph_of(call):
-    """REPEATS calls in one graph, on a side stream as capture wants it."""
-    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
-    with torch.cuda.stream(stream):
-        call()
-    torch.cuda.synchronize()
-    with torch.cuda.graph(graph, stream=stream):
-        for _ in range(REPEATS):
-            call()
-    return graph
-
-
 @pytest.fixture(scope="module")
 def network():
     return fasttracks.load("base", device="cuda", precision="fp16")
@@ -108,7 +97,7 @@ def test_kernel(benchmark, network, size, name, backend):
         del exact, small
 
         positional, keywords = arguments(network, name, bench.clip(*size, "cuda"))
-        graph = graph_of(lambda: call(*positional, **keywords))
+        graph = graph_of(lambda: call(*positional, **keywords), REPEATS)
 
         def run():
             graph.replay()

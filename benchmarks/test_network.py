@@ -38,6 +38,7 @@ COLUMNS = {
     "engine fp32": engine("fp32"),
     "reference fp32": lambda inputs: baselines.eager_reference(inputs, tf32=False),
     "reference tf32": lambda inputs: baselines.eager_reference(inputs, tf32=True),
+    "eager torch fp16": baselines.eager_torch,
     "strongest torch": baselines.strongest_torch,
 }
 if not CUDA:

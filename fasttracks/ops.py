@@ -181,12 +181,15 @@ def _missing(device: torch.device | None) -> str | None:
 
 @cache
 def _triton() -> Backend:
-    from fasttracks.kernels import compose_project as composing
-    from fasttracks.kernels import embed as embedding
-    from fasttracks.kernels import heads as reading
+    from fasttracks.kernels import attention, compose_project, embed, heads
 
     return Backend(
-        "triton", embedding.embed, attention, mlp, reading.heads, composing.compose_project
+        "triton",
+        embed.embed,
+        attention.attention,
+        mlp,
+        heads.heads,
+        compose_project.compose_project,
     )
 
 

@@ -78,10 +78,25 @@ def test_results_are_merged_by_row(tmp_path, monkeypatch):
     report.merge(part("a", (report.OURS, 1000, 50, 9.0), (report.TORCH, 1000, 50, 3.0)))
     report.merge(part("b", (report.OURS, 1000, 50, 2.0), (report.REFERENCE, 10, 5, 4.0)))
     record = report.json.loads((tmp_path / "nvidia-x-1.json").read_text())
-    assert record["commit"] == "b"
-    assert [row["p50 ms"] for row in record["forward"]] == [4.0, 2.0, 3.0]
-    (line,) = report.forward_table(record).splitlines()[2:]
-    cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert cells == [
-        "1000 × 50", "–", "–", "3 ms", "**2 ms**", "–", "1.5×", "1.10", "500 (51%)", "0.40 GB",
-    ]  # fmt: skip
+    found = [(row["p50 ms"], row["commit"]) for row in record["forward"]]
+    assert found == [(4.0, "b"), (2.0, "b"), (3.0, "a")]
+    assert report.forward_table(record).splitlines() == [
+        "| tracks × frames | strongest torch | engine fp16 | against strongest torch | p99 / p50 "
+        "| TFLOP/s (of 989) | memory |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| 1000 × 50 | 3 ms | **2 ms** | 1.5× | 1.10 | 500 (51%) | 0.40 GB |",
+    ]
+
+
+def test_operations_are_compared_side_by_side():
+    keys = ("operation", "backend", "tracks", "frames", "µs")
+    rows = [("mlp", "triton", 100, 50, 33.0), ("mlp", "torch", 100, 50, 65.0)]
+    record = {"kernels": [dict(zip(keys, row, strict=True)) for row in rows]}
+    text = "a\n<!-- kernels -->\nold\n<!-- /kernels -->\nb"
+    assert report.readme(record, text).splitlines()[1:-1] == [
+        "<!-- kernels -->",
+        "| µs: fasttracks / eager torch | 100 × 50 |",
+        "| --- | --- |",
+        "| mlp | 33 / 65 |",
+        "<!-- /kernels -->",
+    ]
