@@ -13,8 +13,6 @@ from fasttracks.geometry import Prediction
 from fasttracks.network import TracksTo4D
 
 Shape = tuple[int, int, int]  # B clips, T frames, N tracks
-
-
 _Layout = list[tuple[torch.Size, tuple[int, ...], int]]  # shape, strides and offset of each field
 
 
@@ -142,6 +140,7 @@ class Engine:
         graph = torch.cuda.CUDAGraph()
         with torch.no_grad():
             self._stream.wait_event(self._done)
+            self._stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._stream):
                 self.model(inputs)  # compiles, and lets libraries take their workspaces
             self._stream.synchronize()
