@@ -15,8 +15,10 @@ from typing import Any
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
 
-from fasttracks.kernels import compose_project
+from fasttracks.kernels import compose_project, mlp, mlp_hopper
 
 ARCHITECTURES = (80, 90, 100)
 
@@ -33,6 +35,13 @@ class Case:
     kernel: Any
     keywords: dict[str, Any]
     types: dict[str, str]
+    architectures: tuple[int, ...] = ARCHITECTURES
+
+
+def tiles(*shape: int) -> str:
+    """The type of an argument that describes float16 tiles."""
+    layout = gl.NVMMASharedLayout.get_default_for(list(shape), gl.float16)
+    return f"tensordesc<fp16{list(shape)},{layout!r}>"
 
 
 CASES = [
@@ -43,6 +52,22 @@ CASES = [
         {"T": "i32", "N": "i32"},
     )
     for K in (12, 32)
+]
+
+WEIGHTS = [
+    f"{layer}_{part}" for layer in ("norm", "up", "down", "out") for part in ("weight", "bias")
+]
+MLP_TYPES = {
+    **dict.fromkeys(("x", "y", *WEIGHTS), "*fp16"),
+    **dict.fromkeys(("rows", "items", "splits"), "i32"),
+    **dict.fromkeys(("x_tiles", "y_tiles"), tiles(64, 256)),
+    "up_tiles": tiles(128, 128),
+    "down_tiles": tiles(256, 64),
+}
+CASES += [
+    Case("mlp", mlp._mlp, {"C": 256, "H": 2048, "BLOCK_C": 256, **mlp.LAUNCH}, MLP_TYPES),
+    Case("mlp finish", mlp._finish, {"C": 256, "BLOCK_C": 256, **mlp.FINISH}, MLP_TYPES),
+    Case("mlp hopper", mlp_hopper._mlp, {"H": 2048, **mlp_hopper.LAUNCH}, MLP_TYPES, (90,)),
 ]
 
 
@@ -60,7 +85,7 @@ def compile_for(architecture: int, case: Case) -> dict[str, Any]:
     for param in case.kernel.params:
         kind = "constexpr" if param.is_constexpr else param.annotation_type
         kind = signature[param.name] = kind or case.types.get(param.name, "*fp32")
-        if kind == "constexpr" or param.do_not_specialize:
+        if kind.startswith(("constexpr", "tensordesc")) or param.do_not_specialize:
             continue
         if not kind.startswith("*"):
             specialised.append(param.name)
@@ -68,8 +93,9 @@ def compile_for(architecture: int, case: Case) -> dict[str, Any]:
             attributes[(param.num,)] = [["tt.divisibility", 16]]
 
     constexprs = {k: v for k, v in case.keywords.items() if k in signature}
+    gluon = isinstance(case.kernel, GluonJITFunction)
     compiled = triton.compile(
-        ASTSource(case.kernel, signature, constexprs, attributes),
+        (GluonASTSource if gluon else ASTSource)(case.kernel, signature, constexprs, attributes),
         target=GPUTarget("cuda", architecture, 32),
         options={k: v for k, v in case.keywords.items() if k not in signature},
     )
@@ -92,4 +118,6 @@ def compile_for(architecture: int, case: Case) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps([compile_for(a, case) for case in CASES for a in ARCHITECTURES], indent=1))
+    print(
+        json.dumps([compile_for(a, case) for case in CASES for a in case.architectures], indent=1)
+    )

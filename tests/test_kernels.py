@@ -155,8 +155,15 @@ def clean_environment(**extra: str) -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | extra
 
 
-# Registers per thread and bytes of shared memory per block that a kernel may take.
-LIMITS = {"compose_project K=12": (208, 4096), "compose_project K=32": (208, 4096)}
+# Registers per thread and bytes of shared memory per block that a kernel may take, and whether it
+# is to use Hopper's matrix instruction.
+LIMITS = {
+    "compose_project K=12": (208, 4096, False),
+    "compose_project K=32": (208, 4096, False),
+    "mlp": (224, 99 << 10, True),  # the shared memory of sm_86
+    "mlp finish": (64, 4096, False),
+    "mlp hopper": (168, 227 << 10, True),
+}
 
 
 @pytest.fixture(scope="module")
@@ -172,13 +179,15 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
 @pytest.mark.parametrize("architecture", [80, 90, 100])
 def test_compiled_kernels(compiled: list[dict], architecture: int) -> None:
     found = [usage for usage in compiled if usage["architecture"] == architecture]
-    assert {usage["name"] for usage in found} == LIMITS.keys()
+    hopper = {"mlp hopper"} if architecture != 90 else set()
+    assert {usage["name"] for usage in found} == LIMITS.keys() - hopper
     for usage in found:
-        registers, shared = LIMITS[usage["name"]]
+        registers, shared, wgmma = LIMITS[usage["name"]]
         assert usage["registers"] <= registers, usage
         assert usage["shared"] <= shared, usage
         assert usage["stack"] == 0, usage
         assert not usage["specialised"], usage
+        assert usage["wgmma"] == (wgmma and architecture == 90), usage
 
 
 def test_kernels_refuse_another_name() -> None:
