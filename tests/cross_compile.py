@@ -15,8 +15,10 @@ from typing import Any
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
 
-from fasttracks.kernels import compose_project, embed, heads
+from fasttracks.kernels import compose_project, embed, heads, mlp, mlp_hopper
 
 ARCHITECTURES = (80, 90, 100)
 
@@ -26,18 +28,37 @@ class Case:
     """A kernel as its launcher launches it.
 
     `keywords` are the constexprs and the compiler's options; `types` those of the arguments that
-    are neither annotated nor pointers to float32.
+    are neither annotated nor pointers to float32. It is compiled for the `architectures`.
     """
 
     name: str
     kernel: Any
     keywords: dict[str, Any]
     types: dict[str, str]
+    architectures: tuple[int, ...] = ARCHITECTURES
+
+
+def tile(dtype: str, *shape: int, gluon: bool = False) -> str:
+    """The type of a tensor descriptor with blocks of a shape."""
+    layout = f",{gl.NVMMASharedLayout.get_default_for(list(shape), gl.float16)!r}" if gluon else ""
+    return f"tensordesc<{dtype}{list(shape)}{layout}>"
 
 
 LENGTHS = {"T": "i32", "N": "i32"}
 CHANNELS = {"WIDTH": 256, "BLOCK_WIDTH": 256}
 CONV = {"ROWS": 21, "KERNEL": 31, "BLOCK_KERNEL": 32}
+MLP_TYPES = {
+    **dict.fromkeys(("x", "y"), "*fp16"),
+    **{
+        f"{layer}_{part}": "*fp16"
+        for layer in ("norm", "up", "down", "out")
+        for part in ("weight", "bias")
+    },
+    **dict.fromkeys(("rows", "items", "splits"), "i32"),
+    **dict.fromkeys(("x_tiles", "y_tiles"), tile("fp16", 64, 256, gluon=True)),
+    "up_tiles": tile("fp16", 128, 128, gluon=True),
+    "down_tiles": tile("fp16", 256, 64, gluon=True),
+}
 
 CASES = [
     *(
@@ -79,6 +100,9 @@ CASES = [
         {"BLOCK_ROWS": 32, "PREDICTS_FOCAL": True, **CONV, **heads.LAUNCH_CAMERAS},
         {},
     ),
+    Case("mlp", mlp._mlp, {"C": 256, "H": 2048, "BLOCK_C": 256, **mlp.LAUNCH}, MLP_TYPES),
+    Case("mlp finish", mlp._finish, {"C": 256, "BLOCK_C": 256, **mlp.FINISH}, MLP_TYPES),
+    Case("mlp hopper", mlp_hopper._mlp, {"H": 2048, **mlp_hopper.LAUNCH}, MLP_TYPES, (90,)),
 ]
 
 
@@ -98,16 +122,19 @@ def compile_for(architecture: int, case: Case) -> dict[str, Any]:
         kind = signature[param.name] = kind or case.types.get(param.name, "*fp32")
         if kind == "constexpr" or param.do_not_specialize:
             continue
+        if kind.startswith("tensordesc"):
+            continue
         if not kind.startswith("*"):
             specialised.append(param.name)
         elif not param.do_not_specialize_on_alignment:  # torch aligns its tensors
             attributes[(param.num,)] = [["tt.divisibility", 16]]
 
     constexprs = {k: v for k, v in case.keywords.items() if k in signature}
+    source = GluonASTSource if isinstance(case.kernel, GluonJITFunction) else ASTSource
     compiled = triton.compile(
-        ASTSource(case.kernel, signature, constexprs, attributes),
+        source(case.kernel, signature, constexprs, attributes),
         target=GPUTarget("cuda", architecture, 32),
-        options={k: v for k, v in case.keywords.items() if k not in signature},
+        options={k: v for k, v in case.keywords.items() if k not in constexprs or k == "num_warps"},
     )
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(compiled.asm["cubin"])
@@ -128,4 +155,6 @@ def compile_for(architecture: int, case: Case) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps([compile_for(a, case) for case in CASES for a in ARCHITECTURES], indent=1))
+    print(
+        json.dumps([compile_for(a, case) for case in CASES for a in case.architectures], indent=1)
+    )

@@ -139,17 +139,22 @@ def clean_environment(**extra: str) -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | extra
 
 
-# Registers per thread, bytes of shared memory per block, and bytes of stack per thread, where
-# spills are, that a kernel may take.
+# Registers per thread and bytes of shared memory per block that a kernel may take, and whether it
+# is to use Hopper's matrix instruction.
 LIMITS = {
-    "compose_project K=12": (208, 4096, 0),
-    "compose_project K=32": (208, 4096, 0),
-    "embed": (255, 1 << 15, 160),
-    "heads sum": (168, 8192, 0),
-    "heads points": (64, 8192, 0),
-    "heads taps": (128, 4096, 0),
-    "heads cameras": (64, 4096, 0),
+    "compose_project K=12": (208, 4096, False),
+    "compose_project K=32": (208, 4096, False),
+    "embed": (255, 1 << 15, True),
+    "heads sum": (168, 8192, False),
+    "heads points": (64, 8192, False),
+    "heads taps": (128, 4096, False),
+    "heads cameras": (64, 4096, False),
+    "mlp": (224, 99 << 10, True),  # the shared memory of sm_86
+    "mlp finish": (64, 4096, False),
+    "mlp hopper": (168, 227 << 10, True),
 }
+# Bytes of stack per thread, where spills are, of those that may have any.
+SPILLS = {("embed", 100): 160}
 
 
 @pytest.fixture(scope="module")
@@ -164,14 +169,16 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
 
 @pytest.mark.parametrize("architecture", [80, 90, 100])
 def test_compiled_kernels(compiled: list[dict], architecture: int) -> None:
-    found = [usage for usage in compiled if usage["architecture"] == architecture]
-    assert {usage["name"] for usage in found} == LIMITS.keys()
-    for usage in found:
-        registers, shared, stack = LIMITS[usage["name"]]
+    assert {usage["name"] for usage in compiled} == LIMITS.keys()
+    for usage in compiled:
+        if usage["architecture"] != architecture:
+            continue
+        registers, shared, wgmma = LIMITS[usage["name"]]
         assert usage["registers"] <= registers, usage
         assert usage["shared"] <= shared, usage
-        assert usage["stack"] <= stack, usage
+        assert usage["stack"] <= SPILLS.get((usage["name"], architecture), 0), usage
         assert not usage["specialised"], usage
+        assert usage["wgmma"] == (wgmma and architecture == 90), usage
 
 
 def test_kernels_refuse_another_name() -> None:
