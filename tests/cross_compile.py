@@ -15,8 +15,10 @@ from typing import Any
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
 
-from fasttracks.kernels import compose_project
+from fasttracks.kernels import attention_hopper, attention_triton, compose_project
 
 ARCHITECTURES = (80, 90, 100)
 
@@ -26,23 +28,94 @@ class Case:
     """A kernel as its launcher launches it.
 
     `keywords` are the constexprs and the compiler's options; `types` those of the arguments that
-    are neither annotated nor pointers to float32.
+    are neither annotated nor pointers to float32. It is compiled for the `architectures`.
     """
 
     name: str
     kernel: Any
     keywords: dict[str, Any]
     types: dict[str, str]
+    architectures: tuple[int, ...] = ARCHITECTURES
+
+
+def tile(dtype: str, *shape: int, gluon: bool = False) -> str:
+    """The type of a tensor descriptor with blocks of a shape."""
+    layout = f",{gl.NVMMASharedLayout.get_default_for(list(shape), gl.float16)!r}" if gluon else ""
+    return f"tensordesc<{dtype}{list(shape)}{layout}>"
+
+
+def attention_cases(dtype: str) -> list[Case]:
+    """The kernels of attention as launched at width 256 with 16 heads of 64."""
+    triton_kernels, hopper_kernels = attention_triton, attention_hopper
+    pointers = dict.fromkeys(("x", "gamma", "beta", "qkv", "out"), f"*{dtype}")
+    numbers = dict.fromkeys(("rows", "splits", "length", "sequences", "pack"), "i32")
+    types = pointers | numbers | {"scale": "fp32"}
+    heads = {"HEADS": 16, "HEAD": 64}
+    norm = triton_kernels.NORM_PROJECT
+    m, n = norm["BLOCK_M"], norm["BLOCK_N"]
+    cases = [
+        Case(
+            f"norm_project {dtype}",
+            triton_kernels._norm_project,
+            {"EPS": 1e-5, "WIDTH": 256, "COLUMNS": 3072, **norm},
+            types | {"weight": tile(dtype, n, 256), "out": tile(dtype, m, n)},
+        ),
+        Case(
+            f"norm_project hopper {dtype}",
+            hopper_kernels._norm_project,
+            {"EPS": 1e-5, "HEADS": 16, **hopper_kernels.NORM_PROJECT},
+            types
+            | dict.fromkeys(("x", "weight"), tile(dtype, 64, 256, gluon=True))
+            | {"out": tile(dtype, 64, 64, gluon=True)},
+            (90,),
+        ),
+    ]
+    for name, kernel, launch, architectures in (
+        ("attend", triton_kernels._attend, triton_kernels.ATTEND | {"HEAD": 64}, ARCHITECTURES),
+        ("attend hopper", hopper_kernels._attend, hopper_kernels.ATTEND, (90,)),
+    ):
+        gluon = kernel is hopper_kernels._attend
+        queries = tile(dtype, 1, launch["BLOCK_M"], 64, gluon=gluon)
+        keys = tile(dtype, 1, launch["BLOCK_N"], 64, gluon=gluon)
+        descriptors = {"queries": queries, "keys": keys, "out": queries}
+        keywords = {"HEADS": 16, **launch}
+        cases.append(Case(f"{name} {dtype}", kernel, keywords, types | descriptors, architectures))
+    fitting, few, many = triton_kernels.ATTEND_PROJECT, *triton_kernels.HOPPER_ATTEND_PROJECT
+    for name, launch, architectures in (
+        ("attend_project", fitting, ARCHITECTURES),
+        ("attend_project few", few, (90,)),
+        ("attend_project many", many, (90,)),
+    ):
+        keywords = {"WIDTH": 256, "BLOCK": triton_kernels.LONGEST, **heads, **launch}
+        descriptors = {"weight": tile(dtype, 256, 64)}
+        kernel = triton_kernels._attend_project
+        cases.append(Case(f"{name} {dtype}", kernel, keywords, types | descriptors, architectures))
+    fitting, few, many = triton_kernels.PROJECT, *triton_kernels.HOPPER_PROJECT
+    for name, launch, architectures in (
+        ("project", fitting, ARCHITECTURES),
+        ("project few", few, (90,)),
+        ("project many", many, (90,)),
+    ):
+        m, n, k = (launch[f"BLOCK_{side}"] for side in "MNK")
+        descriptors = {"x": tile(dtype, m, k), "weight": tile(dtype, n, k)}
+        descriptors |= dict.fromkeys(("residual", "out"), tile(dtype, m, n))
+        keywords = {"INNER": 1024, "WIDTH": 256, **launch}
+        kernel = triton_kernels._project
+        cases.append(Case(f"{name} {dtype}", kernel, keywords, descriptors, architectures))
+    return cases
 
 
 CASES = [
-    Case(
-        f"compose_project K={K}",
-        compose_project._compose_project,
-        {"K": K, **compose_project.LAUNCH},
-        {"T": "i32", "N": "i32"},
-    )
-    for K in (12, 32)
+    *(
+        Case(
+            f"compose_project K={K}",
+            compose_project._compose_project,
+            {"K": K, **compose_project.LAUNCH},
+            {"T": "i32", "N": "i32"},
+        )
+        for K in (12, 32)
+    ),
+    *attention_cases("fp16"),
 ]
 
 
@@ -62,16 +135,19 @@ def compile_for(architecture: int, case: Case) -> dict[str, Any]:
         kind = signature[param.name] = kind or case.types.get(param.name, "*fp32")
         if kind == "constexpr" or param.do_not_specialize:
             continue
+        if kind.startswith("tensordesc"):
+            continue
         if not kind.startswith("*"):
             specialised.append(param.name)
         elif not param.do_not_specialize_on_alignment:  # torch aligns its tensors
             attributes[(param.num,)] = [["tt.divisibility", 16]]
 
     constexprs = {k: v for k, v in case.keywords.items() if k in signature}
+    source = GluonASTSource if isinstance(case.kernel, GluonJITFunction) else ASTSource
     compiled = triton.compile(
-        ASTSource(case.kernel, signature, constexprs, attributes),
+        source(case.kernel, signature, constexprs, attributes),
         target=GPUTarget("cuda", architecture, 32),
-        options={k: v for k, v in case.keywords.items() if k not in signature},
+        options={k: v for k, v in case.keywords.items() if k not in constexprs or k == "num_warps"},
     )
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(compiled.asm["cubin"])
@@ -92,4 +168,6 @@ def compile_for(architecture: int, case: Case) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps([compile_for(a, case) for case in CASES for a in ARCHITECTURES], indent=1))
+    print(
+        json.dumps([compile_for(a, case) for case in CASES for a in case.architectures], indent=1)
+    )

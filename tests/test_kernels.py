@@ -156,7 +156,20 @@ def clean_environment(**extra: str) -> dict[str, str]:
 
 
 # Registers per thread and bytes of shared memory per block that a kernel may take.
-LIMITS = {"compose_project K=12": (208, 4096), "compose_project K=32": (208, 4096)}
+LIMITS = {
+    "compose_project K=12": (208, 4096),
+    "compose_project K=32": (208, 4096),
+    "norm_project fp16": (255, 99 << 10),
+    "norm_project hopper fp16": (168, 227 << 10),
+    "attend fp16": (255, 99 << 10),
+    "attend hopper fp16": (168, 74 << 10),  # three programs share a processor
+    "attend_project fp16": (255, 99 << 10),
+    "attend_project few fp16": (255, 227 << 10),
+    "attend_project many fp16": (255, 112 << 10 | 512),  # two do
+    "project fp16": (255, 99 << 10),
+    "project few fp16": (255, 227 << 10),
+    "project many fp16": (255, 227 << 10),
+}
 
 
 @pytest.fixture(scope="module")
@@ -171,14 +184,16 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
 
 @pytest.mark.parametrize("architecture", [80, 90, 100])
 def test_compiled_kernels(compiled: list[dict], architecture: int) -> None:
+    assert {usage["name"] for usage in compiled} == LIMITS.keys()
     found = [usage for usage in compiled if usage["architecture"] == architecture]
-    assert {usage["name"] for usage in found} == LIMITS.keys()
     for usage in found:
         registers, shared = LIMITS[usage["name"]]
         assert usage["registers"] <= registers, usage
         assert usage["shared"] <= shared, usage
         assert usage["stack"] == 0, usage
         assert not usage["specialised"], usage
+        if architecture == 90 and not usage["name"].startswith("compose"):
+            assert usage["wgmma"], usage
 
 
 def test_kernels_refuse_another_name() -> None:
