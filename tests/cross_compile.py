@@ -18,7 +18,15 @@ from triton.compiler import ASTSource
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
 
-from fasttracks.kernels import compose_project, embed, heads, mlp, mlp_hopper
+from fasttracks.kernels import (
+    attention_hopper,
+    attention_triton,
+    compose_project,
+    embed,
+    heads,
+    mlp,
+    mlp_hopper,
+)
 
 ARCHITECTURES = (80, 90, 100)
 
@@ -42,6 +50,67 @@ def tile(dtype: str, *shape: int, gluon: bool = False) -> str:
     """The type of a tensor descriptor with blocks of a shape."""
     layout = f",{gl.NVMMASharedLayout.get_default_for(list(shape), gl.float16)!r}" if gluon else ""
     return f"tensordesc<{dtype}{list(shape)}{layout}>"
+
+
+def attention_cases(dtype: str) -> list[Case]:
+    """The kernels of attention as launched at width 256 with 16 heads of 64."""
+    triton_kernels, hopper_kernels = attention_triton, attention_hopper
+    pointers = dict.fromkeys(("x", "gamma", "beta", "qkv", "out"), f"*{dtype}")
+    numbers = dict.fromkeys(("rows", "splits", "length", "sequences", "pack"), "i32")
+    types = pointers | numbers | {"scale": "fp32"}
+    heads = {"HEADS": 16, "HEAD": 64}
+    norm = triton_kernels.NORM_PROJECT
+    m, n = norm["BLOCK_M"], norm["BLOCK_N"]
+    cases = [
+        Case(
+            f"norm_project {dtype}",
+            triton_kernels._norm_project,
+            {"EPS": 1e-5, "WIDTH": 256, "COLUMNS": 3072, **norm},
+            types | {"weight": tile(dtype, n, 256), "out": tile(dtype, m, n)},
+        ),
+        Case(
+            f"norm_project hopper {dtype}",
+            hopper_kernels._norm_project,
+            {"EPS": 1e-5, "HEADS": 16, **hopper_kernels.NORM_PROJECT},
+            types
+            | dict.fromkeys(("x", "weight"), tile(dtype, 64, 256, gluon=True))
+            | {"out": tile(dtype, 64, 64, gluon=True)},
+            (90,),
+        ),
+    ]
+    for name, kernel, launch, architectures in (
+        ("attend", triton_kernels._attend, triton_kernels.ATTEND | {"HEAD": 64}, ARCHITECTURES),
+        ("attend hopper", hopper_kernels._attend, hopper_kernels.ATTEND, (90,)),
+    ):
+        gluon = kernel is hopper_kernels._attend
+        queries = tile(dtype, 1, launch["BLOCK_M"], 64, gluon=gluon)
+        keys = tile(dtype, 1, launch["BLOCK_N"], 64, gluon=gluon)
+        descriptors = {"queries": queries, "keys": keys, "out": queries}
+        keywords = {"HEADS": 16, **launch}
+        cases.append(Case(f"{name} {dtype}", kernel, keywords, types | descriptors, architectures))
+    fitting, few, many = triton_kernels.ATTEND_PROJECT, *triton_kernels.HOPPER_ATTEND_PROJECT
+    for name, launch, architectures in (
+        ("attend_project", fitting, ARCHITECTURES),
+        ("attend_project few", few, (90,)),
+        ("attend_project many", many, (90,)),
+    ):
+        keywords = {"WIDTH": 256, "BLOCK": triton_kernels.LONGEST, **heads, **launch}
+        descriptors = {"weight": tile(dtype, 256, 64)}
+        kernel = triton_kernels._attend_project
+        cases.append(Case(f"{name} {dtype}", kernel, keywords, types | descriptors, architectures))
+    fitting, few, many = triton_kernels.PROJECT, *triton_kernels.HOPPER_PROJECT
+    for name, launch, architectures in (
+        ("project", fitting, ARCHITECTURES),
+        ("project few", few, (90,)),
+        ("project many", many, (90,)),
+    ):
+        m, n, k = (launch[f"BLOCK_{side}"] for side in "MNK")
+        descriptors = {"x": tile(dtype, m, k), "weight": tile(dtype, n, k)}
+        descriptors |= dict.fromkeys(("residual", "out"), tile(dtype, m, n))
+        keywords = {"INNER": 1024, "WIDTH": 256, **launch}
+        kernel = triton_kernels._project
+        cases.append(Case(f"{name} {dtype}", kernel, keywords, descriptors, architectures))
+    return cases
 
 
 LENGTHS = {"T": "i32", "N": "i32"}
@@ -103,6 +172,7 @@ CASES = [
     Case("mlp", mlp._mlp, {"C": 256, "H": 2048, "BLOCK_C": 256, **mlp.LAUNCH}, MLP_TYPES),
     Case("mlp finish", mlp._finish, {"C": 256, "BLOCK_C": 256, **mlp.FINISH}, MLP_TYPES),
     Case("mlp hopper", mlp_hopper._mlp, {"H": 2048, **mlp_hopper.LAUNCH}, MLP_TYPES, (90,)),
+    *attention_cases("fp16"),
 ]
 
 

@@ -152,6 +152,16 @@ LIMITS = {
     "mlp": (224, 99 << 10, True),  # the shared memory of sm_86
     "mlp finish": (64, 4096, False),
     "mlp hopper": (168, 227 << 10, True),
+    "norm_project fp16": (255, 99 << 10, True),
+    "norm_project hopper fp16": (168, 227 << 10, True),
+    "attend fp16": (255, 99 << 10, True),
+    "attend hopper fp16": (168, 74 << 10, True),  # three programs share a processor
+    "attend_project fp16": (255, 99 << 10, True),
+    "attend_project few fp16": (255, 227 << 10, True),
+    "attend_project many fp16": (255, 112 << 10 | 512, True),  # two do
+    "project fp16": (255, 99 << 10, True),
+    "project few fp16": (255, 227 << 10, True),
+    "project many fp16": (255, 227 << 10, True),
 }
 # Bytes of stack per thread, where spills are, of those that may have any.
 SPILLS = {("embed", 100): 160}
