@@ -81,7 +81,7 @@ def network():
 def test_kernel(benchmark, network, size, name, backend):
     torch.manual_seed(0)
     field = name.split()[0]
-    call = getattr(ops.choose(backend), field)
+    call = getattr(ops.choose(backend, network.config), field)
     twin = getattr(ops, field)
     info = {"operation": name, "backend": backend, "tracks": size[0], "frames": size[1]}
     with torch.no_grad():

@@ -27,7 +27,7 @@ class TracksTo4D(nn.Module):
     def __init__(self, config: Config | None = None, *, backend: str = "auto") -> None:
         super().__init__()
         self.config = config = config or Config()
-        self.backend = ops.choose(backend)
+        self.backend = ops.choose(backend, config)
         self.embedding = _Embedding(config)
         self.blocks = nn.ModuleList(
             _Block(config, axis) for _ in range(config.rounds) for axis in (ops.TIME, ops.TRACK)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fasttracks import geometry
+from fasttracks.config import Config
 from fasttracks.errors import InputError
 
 TIME, TRACK = 1, 2  # axes of (B, T, N, C) that attention may run along
@@ -130,11 +131,12 @@ class Backend(NamedTuple):
 TORCH = Backend("torch", embed, attention, mlp, heads, compose_project)
 
 
-def choose(name: str, device: torch.device | None = None) -> Backend:
+def choose(name: str, config: Config, device: torch.device | None = None) -> Backend:
     """The backend that "auto", "triton" or "torch" stands for on a device, by default CUDA's.
 
     "auto" is Triton's kernels on a CUDA GPU from compute capability 8.0 on, else plain torch;
-    it warns, once, where that is for want of Triton or of such a GPU.
+    it warns, once, where that is for want of Triton or of such a GPU. Networks of unusual sizes
+    are plain torch's as well.
 
     Raises:
         InputError: an unknown name, or "triton" where it can't run.
@@ -144,11 +146,13 @@ def choose(name: str, device: torch.device | None = None) -> Backend:
     if name == "torch":
         return TORCH
     missing = _missing(device)
-    if missing is None:
+    usual = all(n >= 16 and n & (n - 1) == 0 for n in (config.width, config.head_width))
+    if missing is None and usual:
         return _triton()
     if name == "triton":
-        raise InputError(f"backend: 'triton' can't run, as {missing}; use 'torch' or 'auto'")
-    if device is None or device.type == "cuda":  # a CPU was asked for: torch is what it has
+        why = missing or "width and head_width are not powers of two from 16 on"
+        raise InputError(f"backend: 'triton' can't run, as {why}; use 'torch' or 'auto'")
+    if missing and (device is None or device.type == "cuda"):  # a CPU that was named has only torch
         _fall_back(missing)
     return TORCH
 
@@ -181,13 +185,13 @@ def _missing(device: torch.device | None) -> str | None:
 
 @cache
 def _triton() -> Backend:
-    from fasttracks.kernels import attention, compose_project, embed, heads
+    from fasttracks.kernels import attention, compose_project, embed, heads, mlp
 
     return Backend(
         "triton",
         embed.embed,
         attention.attention,
-        mlp,
+        mlp.mlp,
         heads.heads,
         compose_project.compose_project,
     )

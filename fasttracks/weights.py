@@ -52,7 +52,6 @@ def load(
     """
     named = device != "auto"
     device = resolve_device(device)
-    chosen = ops.choose(backend, device if named else None)
     dtype = resolve_precision(precision, device)
     path = find(model)
     tensors, metadata = _read_safetensors(path)
@@ -62,6 +61,7 @@ def load(
             "are converted with 'fasttracks convert'"
         )
     config = Config.from_json(metadata["config"])
+    chosen = ops.choose(backend, config, device if named else None)
     with torch.device("meta"):  # neither memory nor random numbers for what is replaced
         network = TracksTo4D(config, backend=chosen.name)
     shapes = {name: tuple(t.shape) for name, t in network.state_dict().items()}

@@ -1,10 +1,11 @@
 """Which backend runs, and what it says when it can't."""
 
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
-from helpers import TINY, random_tracks, tiny_network
+from helpers import TINY, random_tracks, relative, tiny_network
 
 import fasttracks
 from fasttracks import InputError, TracksTo4D, ops
@@ -26,8 +27,8 @@ def test_auto_is_triton_on_a_gpu(gpu):
     pytest.importorskip("triton")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert ops.choose("auto") is ops.choose("triton", CUDA) is KERNELS
-        assert ops.choose("torch") is ops.choose("auto", CPU) is ops.TORCH
+        assert ops.choose("auto", TINY) is ops.choose("triton", TINY, CUDA) is KERNELS
+        assert ops.choose("torch", TINY) is ops.choose("auto", TINY, CPU) is ops.TORCH
         assert TracksTo4D(TINY).backend is KERNELS
 
 
@@ -56,9 +57,18 @@ def test_a_named_cpu_is_no_fall_back():
         fasttracks.load("base", device="cpu", backend="triton")
 
 
+@pytest.mark.parametrize("size", [{"width": 48}, {"head_width": 8}])
+def test_unusual_sizes_are_plain_torch(gpu, size):
+    pytest.importorskip("triton")
+    config = replace(TINY, **size)
+    assert TracksTo4D(config).backend is ops.TORCH
+    with pytest.raises(InputError, match="width and head_width are not powers of two from 16 on"):
+        TracksTo4D(config, backend="triton")
+
+
 def test_unknown_name():
     with pytest.raises(InputError, match="backend: expected 'auto', 'triton' or 'torch', found"):
-        ops.choose("cuda")
+        ops.choose("cuda", TINY)
 
 
 def test_what_the_kernels_can_not_run_is_plain_torch():
@@ -90,6 +100,22 @@ def test_export_traces_plain_torch():
     network.backend = KERNELS
     program = torch.export.export(network, (inputs,))
     torch.testing.assert_close(program.module()(inputs).points, network(inputs).points)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 9), (1, 1, 1), (1, 3, 70)])
+def test_the_kernels_make_a_network(shape, kernel_device):
+    batch, frames, tracks = shape
+    network = tiny_network(dtype=torch.float32).requires_grad_(False).to(kernel_device)
+    network.blocks.half()
+    inputs = random_tracks(frames, tracks, batch=batch, dtype=torch.float32).to(kernel_device)
+    predictions = []
+    for run in (ops._triton(), ops.TORCH):
+        x = network.embedding(inputs, torch.float16, run)
+        for block in network.blocks:
+            x = block(x, run)
+        predictions.append(network.read(x, run))
+    for name, value in predictions[0]._asdict().items():
+        assert relative(value.cpu(), getattr(predictions[1], name).cpu()) < 5e-3, name
 
 
 @pytest.mark.gpu
