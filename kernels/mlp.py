@@ -19,6 +19,8 @@ from fasttracks.kernels.common import gelu, layer_norm
 
 Affine = tuple[torch.Tensor, torch.Tensor]
 
+_GLUON = tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 6)  # as used here
+
 LAUNCH = {
     "BLOCK_ROWS": 64,
     "STEP": 32,
@@ -133,7 +135,7 @@ def _splits(rows: int, tiles: int, steps: int, time: float, processors: int) -> 
 
 def _hopper(x: torch.Tensor, hidden: int) -> ModuleType | None:
     """The module with the kernel for Hopper, where that can do it."""
-    if not x.is_cuda or torch.cuda.get_device_capability(x.device) != (9, 0):
+    if not x.is_cuda or torch.cuda.get_device_capability(x.device) != (9, 0) or not _GLUON:
         return None
     from fasttracks.kernels import mlp_hopper
 
@@ -145,8 +147,8 @@ def mlp(x: torch.Tensor, norm: Affine, up: Affine, down: Affine, norm_out: Affin
     """norm_out(x + down · gelu(up · norm(x))), accumulated and normalised in float32.
 
     All tensors are float16 or all are bfloat16, on one device, contiguous and, as torch allocates
-    them, aligned; nothing is checked here. Any C and H will do; widths that are no power of two
-    waste work. The same input gives the same bits every time.
+    them, aligned; nothing is checked here. C may be from 16 to 256, best a power of two, and H
+    anything. The same input gives the same bits every time.
 
     Args:
         x: (..., C) tokens.

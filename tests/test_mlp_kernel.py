@@ -95,6 +95,13 @@ def test_mlp(
         check(found, given)
 
 
+@pytest.mark.parametrize(("rows", "splits"), [(1, 16), (5000, 3), (12_800, 1), (50_000, 1)])
+def test_few_tokens_fill_the_gpu(rows: int, splits: int) -> None:
+    """An H100's 132 multiprocessors, with tiles of 128 rows and 16 steps, as on Hopper."""
+    tiles = triton.cdiv(rows, 128)
+    assert kernels._splits(rows, tiles, 16, kernels.COST["hopper"], 132) == splits
+
+
 def test_mlp_of_nothing(kernel_device: torch.device) -> None:
     given = arguments((1, 0, 5, 32), 48, kernel_device)
     assert kernels.mlp(*given).shape == (1, 0, 5, 32)
