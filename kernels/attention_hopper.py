@@ -20,6 +20,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from fasttracks.kernels.attention_triton import (
     EPS,
+    FMA,
     TIME,
     processors,
     softmax_scale,
@@ -27,8 +28,9 @@ from fasttracks.kernels.attention_triton import (
     view,
 )
 
-NORM_PROJECT = {"BLOCK_K": 128, "STAGES": 4, "REGISTERS": 240, "num_warps": 4}
-ATTEND = {"BLOCK_M": 64, "BLOCK_N": 128, "STAGES": 2, "num_warps": 4}
+NORM_PROJECT = {"BLOCK_K": 128, "STAGES": 4, "REGISTERS": 240, "num_warps": 4, **FMA}
+ATTEND_BLOCKS = (64, 128)  # of queries, of keys
+ATTEND = {"STAGES": 2, "num_warps": 4, **FMA}
 ROWS = gl.constexpr(64)  # of a group of four warps
 GROUPS = gl.constexpr(2)
 
@@ -301,7 +303,7 @@ def attend(projected, mixed, heads, axis):
     """As attention_triton.attend."""
     head = mixed.shape[3] // heads
     length = mixed.shape[axis]
-    block_m, block_n = ATTEND["BLOCK_M"], ATTEND["BLOCK_N"]
+    block_m, block_n = ATTEND_BLOCKS
     _attend[(mixed.numel() // (length * head) * triton.cdiv(length, block_m),)](
         _describe(projected, *view(projected, axis), [1, block_m, head]),
         _describe(projected, *view(projected, axis), [1, block_n, head]),
@@ -310,6 +312,5 @@ def attend(projected, mixed, heads, axis):
         mixed.shape[2] if axis == TIME else 1,
         softmax_scale(head),
         HEADS=heads,
-        STAGES=ATTEND["STAGES"],
-        num_warps=ATTEND["num_warps"],
+        **ATTEND,
     )

@@ -16,16 +16,21 @@ TIME = 1  # the axis of (B, T, N, C) over which a track is a sequence, as in fas
 EPS = 1e-5
 LONGEST = 64  # sequence of which attend_project's one tile holds whole ones
 
+FMA = {"enable_fp_fusion": True}  # the default is about to change (Triton 3.10)
+
 # Launches that fit any GPU from sm_80 on (99 KB of shared memory) ...
-NORM_PROJECT = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 128, "num_warps": 4, "num_stages": 1}
-ATTEND = {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}
-ATTEND_PROJECT = {"num_warps": 8, "num_stages": 1}
-PROJECT = {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 2}
-# ... and those for Hopper: where its processors have a program each at most, and else.
-HOPPER_ATTEND_PROJECT = {"num_warps": 4, "num_stages": 3}, {"num_warps": 4, "num_stages": 2}
+NORM_PROJECT = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 128, "num_stages": 1, **FMA}
+ATTEND = {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2, **FMA}
+ATTEND_PROJECT = {"num_warps": 8, "num_stages": 1, **FMA}
+PROJECT = {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 2, **FMA}
+# ... and those for Hopper: for programs that have a processor each, and for more.
+HOPPER_ATTEND_PROJECT = (
+    {"num_warps": 4, "num_stages": 3, **FMA},
+    {"num_warps": 4, "num_stages": 2, **FMA},
+)
 HOPPER_PROJECT = (
-    {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 4, "num_stages": 4},
-    {"BLOCK_M": 128, "BLOCK_N": 256, "BLOCK_K": 64, "num_warps": 8, "num_stages": 4},
+    {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 4, "num_stages": 4, **FMA},
+    {"BLOCK_M": 128, "BLOCK_N": 256, "BLOCK_K": 64, "num_warps": 8, "num_stages": 4, **FMA},
 )
 
 

@@ -78,16 +78,15 @@ def attention_cases(dtype: str) -> list[Case]:
             (90,),
         ),
     ]
-    for name, kernel, launch, architectures in (
-        ("attend", triton_kernels._attend, triton_kernels.ATTEND | {"HEAD": 64}, ARCHITECTURES),
-        ("attend hopper", hopper_kernels._attend, hopper_kernels.ATTEND, (90,)),
-    ):
-        gluon = kernel is hopper_kernels._attend
-        queries = tile(dtype, 1, launch["BLOCK_M"], 64, gluon=gluon)
-        keys = tile(dtype, 1, launch["BLOCK_N"], 64, gluon=gluon)
-        descriptors = {"queries": queries, "keys": keys, "out": queries}
-        keywords = {"HEADS": 16, **launch}
-        cases.append(Case(f"{name} {dtype}", kernel, keywords, types | descriptors, architectures))
+    launch = triton_kernels.ATTEND
+    queries, keys = (tile(dtype, 1, launch[f"BLOCK_{side}"], 64) for side in "MN")
+    descriptors = {"queries": queries, "keys": keys, "out": queries}
+    kernel = triton_kernels._attend
+    cases.append(Case(f"attend {dtype}", kernel, {**heads, **launch}, types | descriptors))
+    queries, keys = (tile(dtype, 1, n, 64, gluon=True) for n in hopper_kernels.ATTEND_BLOCKS)
+    descriptors = {"queries": queries, "keys": keys, "out": queries}
+    kernel, keywords = hopper_kernels._attend, {"HEADS": 16, **hopper_kernels.ATTEND}
+    cases.append(Case(f"attend hopper {dtype}", kernel, keywords, types | descriptors, (90,)))
     fitting, few, many = triton_kernels.ATTEND_PROJECT, *triton_kernels.HOPPER_ATTEND_PROJECT
     for name, launch, architectures in (
         ("attend_project", fitting, ARCHITECTURES),
