@@ -1,76 +1,99 @@
-"""The network's forward against the reference: `pytest benchmarks`.
+"""The whole forward, tracks in and points, cameras and reprojection out: `pytest benchmarks`.
 
-`--benchmark-json=benchmarks/results/network-DEVICE.json` keeps the figures.
-
-Accuracy first: nothing is timed that strays from the reference in float64. Sizes are
-(frames, tracks); on a CPU only the small ones, unless FASTTRACKS_BENCHMARK_ALL is set.
+`--benchmark-json=FILE` keeps the figures, for `report.py`. Accuracy first: nothing is timed whose
+error against float64 is beyond `bench.LIMITS`. `-k` picks columns and sizes.
 """
 
-import os
+from collections.abc import Callable
+from typing import Any
 
+import baselines
 import pytest
 import torch
+from torch import Tensor
 
 import fasttracks
-from fasttracks import reference
+from fasttracks import bench
+from fasttracks.geometry import Prediction
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
-SIZES = [(20, 100), (50, 100), (50, 256), (21, 675), (50, 1000)]
-if not CUDA and "FASTTRACKS_BENCHMARK_ALL" not in os.environ:
-    SIZES = SIZES[:2]
+BACKEND = "triton" if CUDA else "torch"
+SIZES = bench.SIZES if CUDA else bench.SIZES[:2]
+SECONDS = 3  # that the calls of a row may take; there are 1000 of them at most
 
 
-def clip(frames: int, tracks: int) -> torch.Tensor:
-    """Network input (1, T, N, 3) on the device."""
-    generator = torch.Generator().manual_seed(0)
-    positions = torch.rand(1, frames, tracks, 2, generator=generator) - 0.5
-    return torch.cat([positions, torch.ones(1, frames, tracks, 1)], -1).to(DEVICE)
+def engine(precision: str) -> Callable[[Tensor], tuple[Callable[[Tensor], Prediction], dict]]:
+    def make(inputs: Tensor) -> tuple[Callable[[Tensor], Prediction], dict[str, Any]]:
+        network = fasttracks.load("base", device=DEVICE, precision=precision, backend=BACKEND)
+        _, frames, tracks, _ = inputs.shape
+        call = fasttracks.Engine(network, max_tracks=tracks, max_frames=frames)
+        return call, {"backend": network.backend.name}
+
+    return make
 
 
-def synchronised(work):
-    """`work`, ended when the device has."""
-
-    def run():
-        with torch.no_grad():
-            work()
-        if CUDA:
-            torch.cuda.synchronize()
-
-    return run
+COLUMNS = {
+    "engine fp16": engine("fp16"),
+    "engine bf16": engine("bf16"),
+    "engine fp32": engine("fp32"),
+    "reference fp32": lambda inputs: baselines.eager_reference(inputs, tf32=False),
+    "reference tf32": lambda inputs: baselines.eager_reference(inputs, tf32=True),
+    "eager torch fp16": baselines.eager_torch,
+    "strongest torch": baselines.strongest_torch,
+}
+if not CUDA:
+    COLUMNS = {name: COLUMNS[name] for name in ("engine fp32", "engine bf16", "reference fp32")}
 
 
 @pytest.fixture(scope="module")
-def oracle():
-    return fasttracks.load("base", device=DEVICE, precision="fp32").double()
+def exact():
+    return fasttracks.load("base", device=DEVICE, precision="fp32", backend="torch")
 
 
-@pytest.mark.parametrize("size", SIZES, ids=lambda s: f"{s[1]}x{s[0]}")
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"] if CUDA else ["fp32", "bf16"])
-def test_network(benchmark, oracle, size, precision):
-    frames, tracks = size
-    network = fasttracks.load("base", device=DEVICE, precision=precision)
-    part = clip(frames, min(tracks, 256))  # the oracle keeps all attention scores
+@pytest.mark.parametrize("column", COLUMNS)
+@pytest.mark.parametrize("size", SIZES, ids=lambda s: f"{s[0]}x{s[1]}")
+def test_network(benchmark, exact, size, column):
+    inputs = bench.clip(*size, DEVICE)
     with torch.no_grad():
-        truth = reference.forward(oracle.state_dict(), oracle.config, part.double()).points
-        error = ((network(part).points - truth).norm() / truth.norm()).item()
-    assert error < {"fp32": 1e-5, "fp16": 5e-3, "bf16": 4e-2}[precision]
-    benchmark.extra_info["relative error of points"] = error
+        truth = bench.truth(exact, inputs)
+        if CUDA:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_reserved()
+        try:
+            call, used = COLUMNS[column](inputs)
+            prediction = call(inputs)
+        except torch.cuda.OutOfMemoryError:
+            pytest.skip("out of memory")
+        found = bench.errors(prediction, truth)
+        bench.check(found, torch.bfloat16 if "bf16" in column else torch.float16)
+        del truth, prediction
 
-    inputs = clip(frames, tracks)
-    benchmark.pedantic(
-        synchronised(lambda: network(inputs)),
-        rounds=50 if CUDA else 3,
-        warmup_rounds=3 if CUDA else 1,
-    )
+        def run():
+            call(inputs)
+            if CUDA:
+                torch.cuda.synchronize()
 
-
-@pytest.mark.parametrize("size", SIZES, ids=lambda s: f"{s[1]}x{s[0]}")
-def test_reference(benchmark, size):
-    network = fasttracks.load("base", device=DEVICE, precision="fp32")
-    weights, inputs = network.state_dict(), clip(*size)
-    benchmark.pedantic(
-        synchronised(lambda: reference.forward(weights, network.config, inputs)),
-        rounds=20 if CUDA else 3,
-        warmup_rounds=3 if CUDA else 1,
-    )
+        once = min(bench.wall_times(lambda: call(inputs), 3, inputs.device))
+        calls = max(3, min(1000, int(SECONDS / once)))
+        benchmark.pedantic(run, rounds=calls, warmup_rounds=min(calls, 20))
+        median = benchmark.stats.stats.median
+        flops = bench.operations(exact.config, *size)
+        info = {
+            "column": column,
+            "tracks": size[0],
+            "frames": size[1],
+            **bench.percentiles(benchmark.stats.stats.sorted_data),
+            "TFLOP/s": round(flops / median / 1e12, 1),
+            **{f"error of {name}": float(f"{value:.3g}") for name, value in found.items()},
+            **used,
+        }
+        if CUDA:
+            info["memory GB"] = round((torch.cuda.max_memory_reserved() - before) / 1e9, 3)
+            if "engine" in column:
+                info["host µs"] = round(1e6 * bench.host_time(lambda: call(inputs)), 1)
+                without = bench.host_time(lambda: call(inputs, copy=False))
+                info["host µs, copy=False"] = round(1e6 * without, 1)
+    benchmark.extra_info.update(info)
+    torch._dynamo.reset()

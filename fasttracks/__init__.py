@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fasttracks.config import Config
+    from fasttracks.engine import Engine
     from fasttracks.errors import InputError
     from fasttracks.network import TracksTo4D
     from fasttracks.pipeline import reconstruct
@@ -21,6 +22,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Config",
+    "Engine",
     "InputError",
     "Reconstruction",
     "Tracks",
@@ -32,6 +34,7 @@ __all__ = [
 
 _HOME = {
     "Config": "config",
+    "Engine": "engine",
     "InputError": "errors",
     "Reconstruction": "reconstruction",
     "Tracks": "tracks",

@@ -138,6 +138,13 @@ def info(options: argparse.Namespace) -> None:
         )
 
 
+def bench(options: argparse.Namespace) -> None:
+    """How accurate and how fast the forward is on this machine."""
+    from fasttracks.bench import run
+
+    run(options, _say)
+
+
 def env(options: argparse.Namespace) -> None:
     """What this machine runs."""
     from fasttracks.env import report
@@ -363,6 +370,16 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command(info, "say what a track file, reconstruction or weights file holds")
     sub.add_argument("input", metavar="FILE", help="a file, or a shipped model's name")
+
+    sub = command(bench, "check the forward's accuracy on this machine, then time it")
+    sub.add_argument(
+        "sizes", nargs="*", metavar="TRACKSxFRAMES", help="such as 256x50; else the usual ones"
+    )
+    sub.add_argument("--calls", type=int, default=100, help="timed, of each size")
+    sub.add_argument("--model", default="base", help="a shipped name or a weights file")
+    sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    sub.add_argument("--precision", default="auto", help="auto, fp32, fp16, bf16")
+    sub.add_argument("--backend", default="auto", help="auto, triton, torch")
 
     command(env, "print versions and devices, for a bug report")
     return parser

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from fasttracks import ops
 from fasttracks.config import Config
-from fasttracks.geometry import Prediction, rotation_from_6d
+from fasttracks.geometry import Prediction
 
-# Tokens that a block works on at a time. Sequences don't see each other, so this changes
-# no result; it bounds the memory of the widest activations (3072 channels).
+# Tokens that a block of plain torch works on at a time. Sequences don't see each other, so this
+# changes no result; it bounds the memory of the widest activations (3072 channels).
 _TOKENS_AT_ONCE = {"cpu": 1 << 12, "cuda": 1 << 17}
 
 
@@ -19,11 +19,15 @@ class TracksTo4D(nn.Module):
 
     The transformer blocks may be float32, float16 or bfloat16 (`blocks.to(dtype)`); the
     embedding, the heads and all geometry stay in float32, or float64 after `.double()`.
+
+    `backend` is "auto", "triton" or "torch", as `ops.choose` takes it. Where gradients are
+    needed, on the CPU, in float64, and for attention and MLP in float32, plain torch runs.
     """
 
-    def __init__(self, config: Config | None = None) -> None:
+    def __init__(self, config: Config | None = None, *, backend: str = "auto") -> None:
         super().__init__()
         self.config = config = config or Config()
+        self.backend = ops.choose(backend, config)
         self.embedding = _Embedding(config)
         self.blocks = nn.ModuleList(
             _Block(config, axis) for _ in range(config.rounds) for axis in (ops.TIME, ops.TRACK)
@@ -38,24 +42,24 @@ class TracksTo4D(nn.Module):
         point was observed, else 0, in the heads' dtype (`points.weight.dtype`).
         Unobserved u, v hold the tracker's guess and must be finite.
         """
-        x = self.embedding(tracks).to(next(self.blocks.parameters()).dtype)
+        dtype = next(self.blocks.parameters()).dtype
+        grad = torch.is_grad_enabled() and (
+            tracks.requires_grad or any(p.requires_grad for p in self.parameters())
+        )
+        run = ops.suited(self.backend, tracks.device, dtype, grad)
+        x = self.embedding(tracks, dtype, run)
         for block in self.blocks:
-            x = block(x)
-        return self.read(x)
+            x = block(x, run)
+        return self.read(x, run)
 
-    def read(self, x: Tensor) -> Prediction:
+    def read(self, x: Tensor, run: ops.Backend = ops.TORCH) -> Prediction:
         """Heads and geometry: what the tokens (B, T, N, C) of the last block say."""
-        camera = ops.camera_head(x, *_affine(self.camera))
-        position, focal, coefficients, rotation = camera.split(self.config.camera_channels, -1)
-        one = torch.ones_like(focal)
-        focal = (1 + 0.05 * focal if self.config.predicts_focal else one)[..., 0]
-        coefficients = torch.cat([one, coefficients], -1)
-        rotation = rotation_from_6d(rotation)
-
-        points = ops.point_head(x, *_affine(self.points))
-        basis = points[..., :-1].unflatten(-1, (self.config.bases, 3)).transpose(1, 2)
-        motion = nn.functional.elu(points[..., -1]) + 1 + 1e-5
-
+        rotation, position, focal, coefficients, basis, motion = run.heads(
+            x,
+            _affine(self.camera),
+            _affine(self.points),
+            predicts_focal=self.config.predicts_focal,
+        )
         return Prediction(
             rotation,
             position,
@@ -63,7 +67,7 @@ class TracksTo4D(nn.Module):
             coefficients,
             basis,
             motion,
-            *ops.compose_project(basis, coefficients, rotation, position, focal),
+            *run.compose_project(basis, coefficients, rotation, position, focal),
         )
 
 
@@ -74,10 +78,11 @@ class _Embedding(nn.Module):
         self.linear = nn.Linear(config.features, config.width)
         self.norm_out = nn.LayerNorm(config.width)
 
-    def forward(self, tracks: Tensor) -> Tensor:
-        return ops.embed(
-            tracks, _affine(self.norm_in), _affine(self.linear), _affine(self.norm_out)
-        )
+    def forward(
+        self, tracks: Tensor, dtype: torch.dtype | None = None, run: ops.Backend = ops.TORCH
+    ) -> Tensor:
+        norm_in, linear, norm_out = map(_affine, (self.norm_in, self.linear, self.norm_out))
+        return run.embed(tracks, norm_in, linear, norm_out, dtype)
 
 
 class _Block(nn.Module):
@@ -95,16 +100,16 @@ class _Block(nn.Module):
         self.down = nn.Linear(config.mlp_width, config.width)
         self.norm = nn.LayerNorm(config.width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, run: ops.Backend = ops.TORCH) -> Tensor:
         rows = ops.TRACK if self.axis == ops.TIME else ops.TIME
         limit = _TOKENS_AT_ONCE.get(x.device.type, _TOKENS_AT_ONCE["cpu"])
         at_once = max(1, limit // (x.shape[0] * x.shape[self.axis]))
-        if at_once >= x.shape[rows]:
-            return self._sequences(x)
-        return torch.cat([self._sequences(part) for part in x.split(at_once, rows)], rows)
+        if run.attention is not ops.attention or at_once >= x.shape[rows]:
+            return self._sequences(x, run)
+        return torch.cat([self._sequences(part, run) for part in x.split(at_once, rows)], rows)
 
-    def _sequences(self, x: Tensor) -> Tensor:
-        x = ops.attention(
+    def _sequences(self, x: Tensor, run: ops.Backend) -> Tensor:
+        x = run.attention(
             x,
             _affine(self.attention_norm),
             self.qkv.weight,
@@ -112,7 +117,7 @@ class _Block(nn.Module):
             heads=self.heads,
             axis=self.axis,
         )
-        return ops.mlp(
+        return run.mlp(
             x,
             _affine(self.mlp_norm),
             _affine(self.up),

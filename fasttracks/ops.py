@@ -1,31 +1,45 @@
-"""The network's fused operations, one public function each.
+"""The network's fused operations: their plain torch twins, and which backend runs them.
 
 Callers hand over tokens (B, T, N, C) as they lie in memory and say along which axis to
-work; how an operation gets there is its backend's business. Plain torch is the only one.
+work; how an operation gets there is its backend's business.
 """
 
-import math
+import warnings
+from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fasttracks import geometry
+from fasttracks.config import Config
+from fasttracks.errors import InputError
 
 TIME, TRACK = 1, 2  # axes of (B, T, N, C) that attention may run along
 
 Affine = tuple[Tensor, Tensor]  # weight and bias of a linear layer or a layer norm
 
+_PI = 3.1415927410125732  # rounded to float32, in every precision
 
-def embed(tracks: Tensor, norm_in: Affine, linear: Affine, norm_out: Affine) -> Tensor:
+
+def embed(
+    tracks: Tensor,
+    norm_in: Affine,
+    linear: Affine,
+    norm_out: Affine,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
     """Tokens (B, T, N, C) from u, v, o (B, T, N, 3): features, linear layer, position code.
 
     Works in the dtype of `tracks`, float32 or wider: the sines' arguments reach 6434 u.
+    `dtype` is that of the result, by default the same.
     """
     width = linear[0].shape[0]
     octaves = (norm_in[0].shape[0] - 4) // 6
-    pi = torch.tensor(math.pi, dtype=torch.float32, device=tracks.device)
-    scale = (pi * 2.0 ** torch.arange(octaves, device=tracks.device)).to(tracks.dtype)
+    scale = (_PI * 2.0 ** torch.arange(octaves, device=tracks.device)).to(tracks.dtype)
     angle = tracks[..., None, :] * scale[:, None]
     waves = torch.cat([angle.sin(), angle.cos()], -1).flatten(-2)
     x = torch.cat([tracks, waves, torch.ones_like(tracks[..., :1])], -1)
@@ -35,7 +49,8 @@ def embed(tracks: Tensor, norm_in: Affine, linear: Affine, norm_out: Affine) -> 
     frame = torch.arange(tracks.shape[TIME], dtype=torch.float64, device=tracks.device)
     rate = 10000 ** (-torch.arange(half, dtype=torch.float64, device=tracks.device) / (half - 1))
     angle = frame[:, None] * rate
-    return x + torch.cat([angle.sin(), angle.cos()], -1).to(x.dtype)[:, None]
+    code = torch.cat([angle.sin(), angle.cos()], -1).to(x.dtype)
+    return (x + code[:, None]).to(dtype or x.dtype)
 
 
 def attention(
@@ -57,22 +72,32 @@ def mlp(x: Tensor, norm: Affine, up: Affine, down: Affine, norm_out: Affine) -> 
     return _layer_norm(x + F.linear(h, *down), norm_out)
 
 
-def camera_head(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Mean of (B, T, N, C) over tracks, convolved along circular time to (B, T, outputs).
+def heads(
+    x: Tensor, camera: Affine, points: Affine, *, predicts_focal: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The last tokens (B, T, N, C) to the first six fields of a `geometry.Prediction`.
 
-    weight (outputs, C, kernel). Frames are indexed modulo T, so that any T will do.
+    Works in the weights' dtype. Cameras: mean over tracks, then `camera`, a convolution
+    (K + 9, C, kernel) along circular time; frames are indexed modulo T, so that any T will
+    do. Its channels are position, focal correction, coefficients 1..K-1 and 6-D rotation.
+    Basis and motion: mean over frames, then the linear layer `points` (3 K + 1, C).
     """
+    weight, bias = camera
     frames, kernel = x.shape[TIME], weight.shape[-1]
     reach = kernel // 2
     around = torch.arange(-reach, frames + kernel - 1 - reach, device=x.device) % frames
     windows = x.mean(TRACK, dtype=weight.dtype)[:, around].unfold(1, kernel, 1)
     # A product rather than conv1d, whose float32 is TF32 on CUDA by default.
-    return F.linear(windows.flatten(2), weight.flatten(1), bias)
+    channels = F.linear(windows.flatten(2), weight.flatten(1), bias)
+    position, focal, coefficients, rotation = channels.split((3, 1, len(bias) - 10, 6), -1)
+    one = torch.ones_like(focal)
+    focal = (1 + 0.05 * focal if predicts_focal else one)[..., 0]
+    coefficients = torch.cat([one, coefficients], -1)
 
-
-def point_head(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Mean of (B, T, N, C) over frames, then a linear layer to (B, N, outputs)."""
-    return F.linear(x.mean(TIME, dtype=weight.dtype), weight, bias)
+    out = F.linear(x.mean(TIME, dtype=weight.dtype), *points)
+    basis = out[..., :-1].unflatten(-1, (-1, 3)).transpose(1, 2)
+    motion = F.elu(out[..., -1]) + 1 + 1e-5
+    return geometry.rotation_from_6d(rotation), position, focal, coefficients, basis, motion
 
 
 def compose_project(
@@ -90,3 +115,90 @@ def compose_project(
 
 def _layer_norm(x: Tensor, affine: Affine) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], *affine)
+
+
+class Backend(NamedTuple):
+    """One way to run the operations, each with the signature of its twin in this module."""
+
+    name: str
+    embed: Callable[..., Tensor]
+    attention: Callable[..., Tensor]
+    mlp: Callable[..., Tensor]
+    heads: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]]
+    compose_project: Callable[..., tuple[Tensor, Tensor, Tensor]]
+
+
+TORCH = Backend("torch", embed, attention, mlp, heads, compose_project)
+
+KERNELS_BY_DEFAULT = False  # not before the GPU tests have passed on the kernels as they are
+
+
+def choose(name: str, config: Config, device: torch.device | None = None) -> Backend:
+    """The backend that "auto", "triton" or "torch" stands for on a device, by default CUDA's.
+
+    With `KERNELS_BY_DEFAULT` "auto" is Triton's kernels on a CUDA GPU from compute capability 8.0
+    on, else plain torch; it warns, once, where that is for want of Triton or of such a GPU.
+    Networks of unusual sizes are plain torch's as well.
+
+    Raises:
+        InputError: an unknown name, or "triton" where it can't run.
+    """
+    if name not in ("auto", "triton", "torch"):
+        raise InputError(f"backend: expected 'auto', 'triton' or 'torch', found {name!r}")
+    if name == "torch" or (name == "auto" and not KERNELS_BY_DEFAULT):
+        return TORCH
+    missing = _missing(device)
+    usual = all(n >= 16 and n & (n - 1) == 0 for n in (config.width, config.head_width))
+    if missing is None and usual:
+        return _triton()
+    if name == "triton":
+        why = missing or "width and head_width are not powers of two from 16 on"
+        raise InputError(f"backend: 'triton' can't run, as {why}; use 'torch' or 'auto'")
+    if missing and (device is None or device.type == "cuda"):  # a CPU that was named has only torch
+        _fall_back(missing)
+    return TORCH
+
+
+def suited(backend: Backend, device: torch.device, dtype: torch.dtype, grad: bool) -> Backend:
+    """What of a backend can run one call, torch twins standing in for the rest.
+
+    The kernels run on CUDA, forward only, and those of attention and MLP in half precision
+    only. `dtype` is that of the blocks; `grad` says whether gradients are needed. Compilers and
+    exporters trace plain torch.
+    """
+    if backend is TORCH or device.type != "cuda" or grad or torch.compiler.is_compiling():
+        return TORCH
+    if dtype == torch.float32:
+        return backend._replace(attention=attention, mlp=mlp)
+    return backend if dtype in (torch.float16, torch.bfloat16) else TORCH
+
+
+def _missing(device: torch.device | None) -> str | None:
+    """What Triton lacks on a device, if anything."""
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA GPU"
+    if device is not None and device.type != "cuda":
+        return f"it runs on CUDA only, not on {device.type}"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (8, 0):
+        return "the GPU's compute capability {}.{} is below 8.0".format(*capability)
+    return None if find_spec("triton") else "Triton is not installed"
+
+
+@cache
+def _triton() -> Backend:
+    from fasttracks.kernels import attention, compose_project, embed, heads, mlp
+
+    return Backend(
+        "triton",
+        embed.embed,
+        attention.attention,
+        mlp.mlp,
+        heads.heads,
+        compose_project.compose_project,
+    )
+
+
+@cache  # once a reason
+def _fall_back(missing: str) -> None:
+    warnings.warn(f"backend: plain torch, as {missing}", stacklevel=4)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fasttracks.engine import Engine
 from fasttracks.errors import InputError
 from fasttracks.geometry import Prediction
 from fasttracks.network import TracksTo4D
@@ -25,7 +26,7 @@ def reconstruct(
     *,
     intrinsics: Any = None,
     image_size: Sequence[int] | None = None,
-    model: str | os.PathLike[str] | TracksTo4D = "base",
+    model: str | os.PathLike[str] | TracksTo4D | Engine = "base",
     device: str | torch.device = "auto",
     precision: str = "auto",
     refine: str = "none",
@@ -46,7 +47,8 @@ def reconstruct(
         image_size: (height, width) pixels; None with no intrinsics: taken from the extent
             of the tracks, with a warning.
         model: a shipped name, a path to .safetensors, or a loaded model, which then
-            stays on its device and in its precision.
+            stays on its device and in its precision; or an `Engine` around one, for many
+            calls on a GPU.
         device: "auto", "cpu", "cuda", "cuda:1", ...
         precision: "auto", "fp32", "fp16" or "bf16".
         refine: "none" is all there is yet.
@@ -62,12 +64,14 @@ def reconstruct(
     given = tracks if isinstance(tracks, Tracks) else as_numbers(tracks, "tracks")
     batch = not isinstance(given, Tracks) and given.ndim == 4
     clips = _clips(given, visibility, intrinsics, image_size)
-    network = model if isinstance(model, TracksTo4D) else _load_once(model, device, precision)
+    run = model
+    if not isinstance(run, TracksTo4D | Engine):
+        run = _load_once(run, device, precision)
+    heads = (run.model if isinstance(run, Engine) else run).points.weight
     cameras = [clip.camera() for clip in clips]
-    heads = network.points.weight
     inputs = torch.stack([normalise(clip, k) for clip, k in zip(clips, cameras, strict=True)])
     with torch.no_grad():
-        prediction = network(inputs.to(heads.device, heads.dtype))
+        prediction = run(inputs.to(heads.device, heads.dtype))
 
     if not torch.isfinite(prediction.projection).all():
         raise InputError("model: its prediction is not finite; the weights or intrinsics are off")

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
+from fasttracks import ops
 from fasttracks.config import Config
 from fasttracks.errors import InputError
 from fasttracks.files import replacing
@@ -29,7 +30,11 @@ _PathLike = str | os.PathLike[str]
 
 
 def load(
-    model: _PathLike = "base", *, device: str | torch.device = "auto", precision: str = "auto"
+    model: _PathLike = "base",
+    *,
+    device: str | torch.device = "auto",
+    precision: str = "auto",
+    backend: str = "auto",
 ) -> TracksTo4D:
     """A network ready for inference, from a shipped name or a path to .safetensors.
 
@@ -38,10 +43,14 @@ def load(
         device: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1", ...
         precision: of the transformer blocks: "fp32", "fp16", "bf16", or "auto": float16 on
             CUDA, float32 elsewhere. Embedding, heads and geometry stay in float32.
+        backend: "triton" (our kernels, on a CUDA GPU that they run on), "torch", or "auto", as
+            `ops.choose` takes it.
 
     Raises:
-        InputError: no such name, file or device; a damaged file; weights that don't fit.
+        InputError: no such name, file or device; a damaged file; weights that don't fit; a
+            backend that can't run.
     """
+    named = device != "auto"
     device = resolve_device(device)
     dtype = resolve_precision(precision, device)
     path = find(model)
@@ -52,8 +61,9 @@ def load(
             "are converted with 'fasttracks convert'"
         )
     config = Config.from_json(metadata["config"])
+    chosen = ops.choose(backend, config, device if named else None)
     with torch.device("meta"):  # neither memory nor random numbers for what is replaced
-        network = TracksTo4D(config)
+        network = TracksTo4D(config, backend=chosen.name)
     shapes = {name: tuple(t.shape) for name, t in network.state_dict().items()}
     _check_layout(path, tensors, shapes)
     # Cast each tensor on its own: the file's float16 copy and a float32 one of everything
@@ -105,7 +115,7 @@ def convert(
     )
     config = Config(predicts_focal=predicts_focal)
     with torch.device("meta"):
-        ours = TracksTo4D(config).state_dict()
+        ours = TracksTo4D(config, backend="torch").state_dict()
     layout = {_released_name(name): name for name in ours}
     shapes = {old: _released_shape(name, tuple(ours[name].shape)) for old, name in layout.items()}
     _check_layout(source, tensors, shapes)

@@ -15,8 +15,18 @@ from typing import Any
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
 
-from fasttracks.kernels import compose_project
+from fasttracks.kernels import (
+    attention_hopper,
+    attention_triton,
+    compose_project,
+    embed,
+    heads,
+    mlp,
+    mlp_hopper,
+)
 
 ARCHITECTURES = (80, 90, 100)
 
@@ -26,23 +36,142 @@ class Case:
     """A kernel as its launcher launches it.
 
     `keywords` are the constexprs and the compiler's options; `types` those of the arguments that
-    are neither annotated nor pointers to float32.
+    are neither annotated nor pointers to float32. It is compiled for the `architectures`.
     """
 
     name: str
     kernel: Any
     keywords: dict[str, Any]
     types: dict[str, str]
+    architectures: tuple[int, ...] = ARCHITECTURES
 
+
+def tile(dtype: str, *shape: int, gluon: bool = False) -> str:
+    """The type of a tensor descriptor with blocks of a shape."""
+    layout = f",{gl.NVMMASharedLayout.get_default_for(list(shape), gl.float16)!r}" if gluon else ""
+    return f"tensordesc<{dtype}{list(shape)}{layout}>"
+
+
+def attention_cases(dtype: str) -> list[Case]:
+    """The kernels of attention as launched at width 256 with 16 heads of 64."""
+    triton_kernels, hopper_kernels = attention_triton, attention_hopper
+    pointers = dict.fromkeys(("x", "gamma", "beta", "qkv", "out"), f"*{dtype}")
+    numbers = dict.fromkeys(("rows", "splits", "length", "sequences", "pack"), "i32")
+    types = pointers | numbers | {"scale": "fp32"}
+    heads = {"HEADS": 16, "HEAD": 64}
+    norm = triton_kernels.NORM_PROJECT
+    m, n = norm["BLOCK_M"], norm["BLOCK_N"]
+    cases = [
+        Case(
+            f"norm_project {dtype}",
+            triton_kernels._norm_project,
+            {"EPS": 1e-5, "WIDTH": 256, "COLUMNS": 3072, **norm},
+            types | {"weight": tile(dtype, n, 256), "out": tile(dtype, m, n)},
+        ),
+        Case(
+            f"norm_project hopper {dtype}",
+            hopper_kernels._norm_project,
+            {"EPS": 1e-5, "HEADS": 16, **hopper_kernels.NORM_PROJECT},
+            types
+            | dict.fromkeys(("x", "weight"), tile(dtype, 64, 256, gluon=True))
+            | {"out": tile(dtype, 64, 64, gluon=True)},
+            (90,),
+        ),
+    ]
+    launch = triton_kernels.ATTEND
+    queries, keys = (tile(dtype, 1, launch[f"BLOCK_{side}"], 64) for side in "MN")
+    descriptors = {"queries": queries, "keys": keys, "out": queries}
+    kernel = triton_kernels._attend
+    cases.append(Case(f"attend {dtype}", kernel, {**heads, **launch}, types | descriptors))
+    queries, keys = (tile(dtype, 1, n, 64, gluon=True) for n in hopper_kernels.ATTEND_BLOCKS)
+    descriptors = {"queries": queries, "keys": keys, "out": queries}
+    kernel, keywords = hopper_kernels._attend, {"HEADS": 16, **hopper_kernels.ATTEND}
+    cases.append(Case(f"attend hopper {dtype}", kernel, keywords, types | descriptors, (90,)))
+    fitting, few, many = triton_kernels.ATTEND_PROJECT, *triton_kernels.HOPPER_ATTEND_PROJECT
+    for name, launch, architectures in (
+        ("attend_project", fitting, ARCHITECTURES),
+        ("attend_project few", few, (90,)),
+        ("attend_project many", many, (90,)),
+    ):
+        keywords = {"WIDTH": 256, "BLOCK": triton_kernels.LONGEST, **heads, **launch}
+        descriptors = {"weight": tile(dtype, 256, 64)}
+        kernel = triton_kernels._attend_project
+        cases.append(Case(f"{name} {dtype}", kernel, keywords, types | descriptors, architectures))
+    fitting, few, many = triton_kernels.PROJECT, *triton_kernels.HOPPER_PROJECT
+    for name, launch, architectures in (
+        ("project", fitting, ARCHITECTURES),
+        ("project few", few, (90,)),
+        ("project many", many, (90,)),
+    ):
+        m, n, k = (launch[f"BLOCK_{side}"] for side in "MNK")
+        descriptors = {"x": tile(dtype, m, k), "weight": tile(dtype, n, k)}
+        descriptors |= dict.fromkeys(("residual", "out"), tile(dtype, m, n))
+        keywords = {"INNER": 1024, "WIDTH": 256, **launch}
+        kernel = triton_kernels._project
+        cases.append(Case(f"{name} {dtype}", kernel, keywords, descriptors, architectures))
+    return cases
+
+
+LENGTHS = {"T": "i32", "N": "i32"}
+CHANNELS = {"WIDTH": 256, "BLOCK_WIDTH": 256}
+CONV = {"ROWS": 21, "KERNEL": 31, "BLOCK_KERNEL": 32}
+MLP_TYPES = {
+    **dict.fromkeys(("x", "y"), "*fp16"),
+    **{
+        f"{layer}_{part}": "*fp16"
+        for layer in ("norm", "up", "down", "out")
+        for part in ("weight", "bias")
+    },
+    **dict.fromkeys(("rows", "items", "splits"), "i32"),
+    **dict.fromkeys(("x_tiles", "y_tiles"), tile("fp16", 64, 256, gluon=True)),
+    "up_tiles": tile("fp16", 128, 128, gluon=True),
+    "down_tiles": tile("fp16", 256, 64, gluon=True),
+}
 
 CASES = [
+    *(
+        Case(
+            f"compose_project K={K}",
+            compose_project._compose_project,
+            {"K": K, **compose_project.LAUNCH},
+            LENGTHS,
+        )
+        for K in (12, 32)
+    ),
     Case(
-        f"compose_project K={K}",
-        compose_project._compose_project,
-        {"K": K, **compose_project.LAUNCH},
-        {"T": "i32", "N": "i32"},
-    )
-    for K in (12, 32)
+        "embed",
+        embed._embed,
+        {"FEATURES": 76, **CHANNELS, **embed.LAUNCH},
+        {"tokens": "*fp16", **LENGTHS},
+    ),
+    Case(
+        "heads sum",
+        heads._sum,
+        {"WIDTH": 256, **heads.LAUNCH_SUM},
+        {"tokens": "*fp16", "frames_at_once": "i32", **LENGTHS},
+    ),
+    Case(
+        "heads points",
+        heads._points,
+        {**CHANNELS, "ROWS": 37, "BLOCK_ROWS": 64, **heads.LAUNCH_POINTS},
+        {"parts": "i32", **LENGTHS},
+    ),
+    Case(
+        "heads taps",
+        heads._taps,
+        {**CHANNELS, **CONV, **heads.LAUNCH_TAPS},
+        {"parts": "i32", **LENGTHS},
+    ),
+    Case(
+        "heads cameras",
+        heads._cameras,
+        {"BLOCK_ROWS": 32, "PREDICTS_FOCAL": True, **CONV, **heads.LAUNCH_CAMERAS},
+        {},
+    ),
+    Case("mlp", mlp._mlp, {"C": 256, "H": 2048, "BLOCK_C": 256, **mlp.LAUNCH}, MLP_TYPES),
+    Case("mlp finish", mlp._finish, {"C": 256, "BLOCK_C": 256, **mlp.FINISH}, MLP_TYPES),
+    Case("mlp hopper", mlp_hopper._mlp, {"H": 2048, **mlp_hopper.LAUNCH}, MLP_TYPES, (90,)),
+    *attention_cases("fp16"),
 ]
 
 
@@ -62,16 +191,19 @@ def compile_for(architecture: int, case: Case) -> dict[str, Any]:
         kind = signature[param.name] = kind or case.types.get(param.name, "*fp32")
         if kind == "constexpr" or param.do_not_specialize:
             continue
+        if kind.startswith("tensordesc"):
+            continue
         if not kind.startswith("*"):
             specialised.append(param.name)
         elif not param.do_not_specialize_on_alignment:  # torch aligns its tensors
             attributes[(param.num,)] = [["tt.divisibility", 16]]
 
     constexprs = {k: v for k, v in case.keywords.items() if k in signature}
+    source = GluonASTSource if isinstance(case.kernel, GluonJITFunction) else ASTSource
     compiled = triton.compile(
-        ASTSource(case.kernel, signature, constexprs, attributes),
+        source(case.kernel, signature, constexprs, attributes),
         target=GPUTarget("cuda", architecture, 32),
-        options={k: v for k, v in case.keywords.items() if k not in signature},
+        options={k: v for k, v in case.keywords.items() if k not in constexprs or k == "num_warps"},
     )
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(compiled.asm["cubin"])
@@ -92,4 +224,6 @@ def compile_for(architecture: int, case: Case) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps([compile_for(a, case) for case in CASES for a in ARCHITECTURES], indent=1))
+    print(
+        json.dumps([compile_for(a, case) for case in CASES for a in case.architectures], indent=1)
+    )

@@ -101,13 +101,13 @@ def test_error_budget(dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("frames", "tracks"), [(1, 1), (50, 100), (21, 675), (15, 1000)])
 def test_gpu_error_budget(dtype, frames, tracks):
-    network = fasttracks.load("base", device="cuda")
+    network = fasttracks.load("base", device="cuda", backend="triton")
     assert_within_budget(network, dtype, random_tracks(frames, tracks).cuda(), slack=1e-5)
 
 
 @pytest.mark.gpu
 def test_gpu_is_deterministic():
-    network = fasttracks.load("base", device="cuda")
+    network = fasttracks.load("base", device="cuda", backend="triton")
     inputs = random_tracks(50, 300).float().cuda()
     first, second = network(inputs), network(inputs)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

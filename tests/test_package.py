@@ -105,3 +105,13 @@ def test_readme_figures_are_the_measured_ones():
         assert clip["median px"] < 8
         assert f"| {clip['clip']} " in readme
         assert f" {clip['median px']} px " in readme
+
+
+def test_readme_tables_are_made_of_the_results():
+    import json
+
+    import report
+
+    record = json.loads((report.RESULTS / f"{report.SHOWN}.json").read_text())
+    readme = (ROOT / "README.md").read_text()
+    assert report.readme(record, readme) == readme

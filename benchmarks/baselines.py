@@ -1,0 +1,99 @@
+"""What the engine is compared with: the reference, and the best that torch does with it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import fasttracks
+from fasttracks import ops, reference
+from fasttracks.bench import wall_times
+from fasttracks.geometry import Prediction
+from fasttracks.network import TracksTo4D
+
+SDPA = (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION)
+COMPILE_MODE = "max-autotune-no-cudagraphs"  # of the blocks; the rest has no large products
+
+
+class StrongestTorch(nn.Module):
+    """The network in float16, compiled, with the SDPA backend that is fastest along each axis."""
+
+    def __init__(self, network: TracksTo4D, inputs: Tensor) -> None:
+        super().__init__()
+        self.network, self.points = network, network.points
+        x = torch.randn(*inputs.shape[:3], network.config.width, device=inputs.device).half()
+        self.sdpa = {}
+        for block in network.blocks[:2]:
+            seconds = {backend: _seconds(block, x, backend) for backend in SDPA}
+            self.sdpa[block.axis] = min(seconds, key=seconds.__getitem__)
+        self.embed = torch.compile(network.embedding, dynamic=False)
+        self.trunk = torch.compile(self._trunk, mode=COMPILE_MODE, dynamic=False)
+        self.read = torch.compile(network.read, dynamic=False)
+
+    def forward(self, tracks: Tensor) -> Prediction:
+        return self.read(self.trunk(self.embed(tracks, torch.float16)))
+
+    def _trunk(self, x: Tensor) -> Tensor:
+        for block in self.network.blocks:
+            with sdpa_kernel(self.sdpa[block.axis]):
+                x = block(x)
+        return x
+
+
+def graph_of(call: Callable[[], Any], repeats: int) -> torch.cuda.CUDAGraph:
+    """Some calls in one CUDA graph, so that only the GPU's time counts."""
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    with torch.cuda.stream(stream):  # as capture wants it
+        call()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph, stream=stream):
+        for _ in range(repeats):
+            call()
+    return graph
+
+
+def _seconds(block: nn.Module, x: Tensor, backend: SDPBackend) -> float:
+    try:
+        with torch.no_grad(), sdpa_kernel(backend):
+            graph = graph_of(lambda: block(x), 5)
+    except RuntimeError:  # this backend can't
+        return float("inf")
+    return min(wall_times(graph.replay, 10, x.device))
+
+
+def strongest_torch(inputs: Tensor) -> tuple[Callable[[Tensor], Prediction], dict[str, Any]]:
+    """Compiled for this very shape and put into a CUDA graph; and what it is made of."""
+    network = fasttracks.load("base", device=inputs.device, precision="fp16", backend="torch")
+    strongest = StrongestTorch(network, inputs)
+    _, frames, tracks, _ = inputs.shape
+    engine = fasttracks.Engine(strongest, max_tracks=tracks, max_frames=frames)
+    used = {
+        "sdpa over time": strongest.sdpa[ops.TIME].name,
+        "sdpa over tracks": strongest.sdpa[ops.TRACK].name,
+        "compiled": f"{COMPILE_MODE}, in a CUDA graph",
+    }
+    return engine, used
+
+
+def eager_torch(inputs: Tensor) -> tuple[Callable[[Tensor], Prediction], dict[str, Any]]:
+    """The network in float16 by plain torch, nothing more."""
+    return fasttracks.load("base", device=inputs.device, precision="fp16", backend="torch"), {}
+
+
+def eager_reference(
+    inputs: Tensor, *, tf32: bool
+) -> tuple[Callable[[Tensor], Prediction], dict[str, Any]]:
+    """`reference.py` in float32, if wanted with TF32 matrix products."""
+    network = fasttracks.load("base", device=inputs.device, precision="fp32", backend="torch")
+    weights = network.state_dict()
+
+    def call(tracks: Tensor) -> Prediction:
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        try:
+            return reference.forward(weights, network.config, tracks)
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = False
+
+    return call, {}

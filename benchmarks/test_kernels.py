@@ -1,0 +1,114 @@
+"""Each fused operation on its own, against its torch twin in the same precision.
+
+First the error budget: against float64, a kernel errs at most twice as much as eager torch.
+Times are those of a CUDA graph of many calls, so that nothing is measured but the GPU.
+"""
+
+import pytest
+import torch
+from baselines import graph_of
+
+import fasttracks
+from fasttracks import bench, ops
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+
+SIZES = ((100, 50), (256, 50), (675, 21), (1000, 50), (4096, 50))
+OPERATIONS = ("embed", "attention over time", "attention over tracks", "mlp", "heads",
+              "compose_project")  # fmt: skip
+REPEATS = 20
+
+
+def affine(layer):
+    return layer.weight, layer.bias
+
+
+def arguments(network, name, inputs):
+    """Positional and keyword arguments of an operation, float32 or half as in the network."""
+    config, block = network.config, network.blocks[name == "attention over tracks"]
+    x = torch.randn(*inputs.shape[:3], config.width, device="cuda").half()
+    if name == "embed":
+        e = network.embedding
+        return (inputs, affine(e.norm_in), affine(e.linear), affine(e.norm_out), x.dtype), {}
+    if name.startswith("attention"):
+        positional = (x, affine(block.attention_norm), block.qkv.weight, block.out.weight)
+        return positional, {"heads": config.heads, "axis": block.axis}
+    if name == "mlp":
+        return (x, *map(affine, (block.mlp_norm, block.up, block.down, block.norm))), {}
+    read = (x, affine(network.camera), affine(network.points))
+    if name == "heads":
+        return read, {"predicts_focal": config.predicts_focal}
+    rotation, position, focal, coefficients, basis, _ = ops.heads(
+        *read, predicts_focal=config.predicts_focal
+    )
+    return (basis, coefficients, rotation, position, focal), {}
+
+
+def doubled(value):
+    if isinstance(value, torch.Tensor):
+        return value.double()
+    return tuple(map(doubled, value)) if isinstance(value, tuple) else value
+
+
+def tensors(value):
+    return (value,) if isinstance(value, torch.Tensor) else value
+
+
+def operations(network, name, size):
+    """Floating-point operations, and bytes of tokens that have to be read and written."""
+    tracks, frames = size
+    config = network.config
+    tokens, inner = tracks * frames, config.heads * config.head_width
+    along = frames if name == "attention over time" else tracks
+    flops = {
+        "embed": 2 * config.features * config.width,
+        "mlp": 4 * config.width * config.mlp_width,
+        "heads": 0,
+        "compose_project": 6 * config.bases + 30,
+    }.get(name, 8 * config.width * inner + 4 * inner * along)
+    bytes_ = {"embed": 12 + 2 * config.width, "heads": 2 * config.width, "compose_project": 32}
+    return flops * tokens, bytes_.get(name, 4 * config.width) * tokens
+
+
+@pytest.fixture(scope="module")
+def network():
+    return fasttracks.load("base", device="cuda", precision="fp16", backend="triton")
+
+
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("size", SIZES, ids=lambda s: f"{s[0]}x{s[1]}")
+def test_kernel(benchmark, network, size, name, backend):
+    torch.manual_seed(0)
+    field = name.split()[0]
+    call = getattr(ops.choose(backend, network.config), field)
+    twin = getattr(ops, field)
+    info = {"operation": name, "backend": backend, "tracks": size[0], "frames": size[1]}
+    with torch.no_grad():
+        small = arguments(network, name, bench.clip(min(size[0], 256), size[1], "cuda"))
+        exact = twin(*(doubled(v) for v in small[0] if not isinstance(v, torch.dtype)), **small[1])
+        pairs = [
+            [((y - z).abs().max() / z.abs().max()).item() for y, z in zip(*both, strict=True)]
+            for both in ((tensors(f(*small[0], **small[1])), tensors(exact)) for f in (call, twin))
+        ]
+        for ours, eager in zip(*pairs, strict=True):
+            assert ours <= 2 * eager + 1e-6
+        info |= {"error": float(f"{max(pairs[0]):.3g}")}
+        del exact, small
+
+        positional, keywords = arguments(network, name, bench.clip(*size, "cuda"))
+        graph = graph_of(lambda: call(*positional, **keywords), REPEATS)
+
+        def run():
+            graph.replay()
+            torch.cuda.synchronize()
+
+        benchmark.pedantic(run, rounds=20, warmup_rounds=2)
+    seconds = benchmark.stats.stats.median / REPEATS
+    flops, bytes_ = operations(network, name, size)
+    info |= {
+        "µs": round(1e6 * seconds, 2),
+        "TFLOP/s": round(flops / seconds / 1e12, 1),
+        "GB/s": round(bytes_ / seconds / 1e9),
+    }
+    benchmark.extra_info.update(info)

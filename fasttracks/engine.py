@@ -1,0 +1,166 @@
+"""`Engine`: a network made ready for many calls that must be quick."""
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from threading import Lock
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fasttracks.errors import InputError
+from fasttracks.geometry import Prediction
+from fasttracks.network import TracksTo4D
+
+Shape = tuple[int, int, int]  # B clips, T frames, N tracks
+_Layout = list[tuple[torch.Size, tuple[int, ...], int]]  # shape, strides and offset of each field
+
+
+class _Graph(NamedTuple):
+    """The whole forward of one shape, ready to be replayed."""
+
+    graph: torch.cuda.CUDAGraph
+    tracks: Tensor  # what it reads
+    flat: Tensor  # what it writes: all fields of the prediction, one after the other
+    layout: _Layout
+    prediction: Prediction  # the fields, views of `flat`
+
+
+class Engine:
+    """Calls a network at the least latency that its GPU allows.
+
+    On CUDA each shape is captured as a CUDA graph at its first use, or ahead by `warm_up`; from
+    then on a call is a copy of the input and one launch, without waiting for the GPU. Memory is
+    taken once, for the largest shape, and shared by all. The network has no masks, so shapes are
+    exact: nothing is padded. On the CPU the network just runs.
+
+    Calls may come from several threads and CUDA streams: they take turns. The weights are those
+    that the network has now; don't move it to another device or dtype.
+    """
+
+    def __init__(
+        self,
+        model: TracksTo4D,
+        *,
+        max_tracks: int,
+        max_frames: int,
+        max_clips: int = 1,
+        max_graphs: int = 32,
+    ) -> None:
+        """Take all memory and compile, by running the largest shape.
+
+        Args:
+            model: from `fasttracks.load`, on its device and in its precision.
+            max_tracks: N of the largest clip.
+            max_frames: T of the longest clip.
+            max_clips: B of the largest batch.
+            max_graphs: shapes that are kept; the one not used for longest goes first.
+
+        Raises:
+            InputError: a limit below 1.
+        """
+        limits = {"max_clips": max_clips, "max_frames": max_frames, "max_tracks": max_tracks}
+        for name, value in {**limits, "max_graphs": max_graphs}.items():
+            if value < 1:
+                raise InputError(f"{name}: expected at least 1, found {value}")
+        self.model = model
+        self.limits: Shape = (max_clips, max_frames, max_tracks)
+        self._heads = model.points.weight
+        self._max_graphs = max_graphs
+        self._lock = Lock()
+        self._graphs: OrderedDict[Shape, _Graph] = OrderedDict()
+        if self._heads.is_cuda:
+            with torch.cuda.device(self._heads.device):
+                self._weights = [p.detach() for p in model.parameters()]  # that graphs point into
+                self._input = self._heads.new_zeros(3 * max_clips * max_frames * max_tracks)
+                self._pool = torch.cuda.graph_pool_handle()
+                self._stream = torch.cuda.Stream()
+                self._done = torch.cuda.Event()
+                self.warm_up([self.limits])
+
+    def warm_up(self, shapes: Iterable[Shape]) -> None:
+        """Get (clips, frames, tracks) ready ahead of their first call; nothing to do on the CPU."""
+        for shape in shapes:
+            self._check(shape)
+            if self._heads.is_cuda:
+                with self._lock, torch.cuda.device(self._heads.device):
+                    self._graph(shape)
+
+    def __call__(self, tracks: Tensor, *, copy: bool = True) -> Prediction:
+        """The network's prediction for tracks (B, T, N, 3), as `TracksTo4D.forward` takes them.
+
+        On CUDA it is ready in the order of the current stream, like that of any torch function.
+
+        Args:
+            tracks: up to the engine's limits, best on the model's device: from elsewhere, the
+                call waits for the copy.
+            copy: False returns views of the engine's own memory, which the next call or
+                `warm_up` overwrites; for one thread that is done with a prediction before it
+                asks for the next.
+
+        Raises:
+            InputError: a shape that is none, or beyond the limits.
+        """
+        if tracks.ndim != 4 or tracks.shape[3] != 3:
+            raise InputError(f"tracks: expected shape (B, T, N, 3), found {tuple(tracks.shape)}")
+        shape: Shape = tracks.shape[0], tracks.shape[1], tracks.shape[2]
+        if not self._heads.is_cuda:
+            self._check(shape)
+            with torch.no_grad():
+                return self.model(tracks.to(self._heads))
+        with self._lock, torch.cuda.device(self._heads.device):
+            ready = self._graphs.get(shape)
+            if ready is None:
+                self._check(shape)
+                ready = self._graph(shape)
+            self._graphs.move_to_end(shape)
+            stream = torch.cuda.current_stream()
+            stream.wait_event(self._done)
+            ready.tracks.copy_(tracks)
+            ready.graph.replay()
+            flat = ready.flat.clone() if copy else None
+            self._done.record(stream)
+        return ready.prediction if flat is None else _fields(flat, ready.layout)
+
+    def _check(self, shape: Shape) -> None:
+        if any(not 1 <= n <= most for n, most in zip(shape, self.limits, strict=True)):
+            raise InputError(
+                f"tracks: expected up to {self.limits} (clips, frames, tracks), found {shape}"
+            )
+
+    def _graph(self, shape: Shape) -> _Graph:
+        """The shape's graph, captured now if it isn't there; the lock is held."""
+        if shape in self._graphs:
+            return self._graphs[shape]
+        while len(self._graphs) >= self._max_graphs:
+            self._done.synchronize()  # it may be running
+            self._graphs.popitem(last=False)[1].graph.reset()
+        clips, frames, tracks = shape
+        inputs = self._input[: 3 * clips * frames * tracks].view(*shape, 3)
+        graph = torch.cuda.CUDAGraph()
+        with torch.no_grad():
+            self._stream.wait_event(self._done)
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                self.model(inputs)  # compiles, and lets libraries take their workspaces
+            self._stream.synchronize()
+            torch.cuda.empty_cache()  # what that took is not what the graph will take
+            # Other threads may go on with their own CUDA work meanwhile.
+            with torch.cuda.graph(
+                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+            ):
+                prediction = self.model(inputs)
+                parts = [field.flatten() for field in prediction]
+                flat = torch.cat(parts)
+        layout: _Layout = []
+        offset = 0
+        for field, part in zip(prediction, parts, strict=True):
+            layout.append((field.shape, part.view(field.shape).stride(), offset))
+            offset += len(part)
+        self._graphs[shape] = _Graph(graph, inputs, flat, layout, _fields(flat, layout))
+        return self._graphs[shape]
+
+
+def _fields(flat: Tensor, layout: _Layout) -> Prediction:
+    """A prediction as views of a flat tensor."""
+    return Prediction(*[flat.as_strided(*field) for field in layout])

@@ -1,0 +1,135 @@
+"""Which backend runs, and what it says when it can't."""
+
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers import TINY, random_tracks, relative, tiny_network
+
+import fasttracks
+from fasttracks import InputError, TracksTo4D, ops
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+KERNELS = ops.Backend("triton", *("kernel" for _ in ops.Backend._fields[1:]))
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """As if torch saw a GPU, of compute capability 9.0."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    monkeypatch.setattr(ops, "_triton", lambda: KERNELS)
+    monkeypatch.setattr(ops, "KERNELS_BY_DEFAULT", True)
+    ops._fall_back.cache_clear()
+
+
+def test_auto_is_triton_on_a_gpu(gpu):
+    pytest.importorskip("triton")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert ops.choose("auto", TINY) is ops.choose("triton", TINY, CUDA) is KERNELS
+        assert ops.choose("torch", TINY) is ops.choose("auto", TINY, CPU) is ops.TORCH
+        assert TracksTo4D(TINY).backend is KERNELS
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "value", "why"),
+    [
+        (torch.cuda, "is_available", lambda: False, "torch sees no CUDA GPU"),
+        (torch.cuda, "get_device_capability", lambda device=None: (7, 5), "7.5 is below 8.0"),
+        (ops, "find_spec", lambda name: None, "Triton is not installed"),
+    ],
+)
+def test_without_triton_auto_falls_back_once_aloud(gpu, monkeypatch, module, name, value, why):
+    monkeypatch.setattr(module, name, value)
+    with pytest.warns(UserWarning, match=why) as said:
+        assert all(TracksTo4D(TINY).backend is ops.TORCH for _ in range(2))
+    assert len(said) == 1
+    with pytest.raises(InputError, match=f"backend: 'triton' can't run, as .*{why}"):
+        TracksTo4D(TINY, backend="triton")
+
+
+def test_a_named_cpu_is_no_fall_back():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert fasttracks.load("base", device="cpu").backend is ops.TORCH
+    with pytest.raises(InputError, match="backend: 'triton' can't run"):
+        fasttracks.load("base", device="cpu", backend="triton")
+
+
+@pytest.mark.parametrize("size", [{"width": 48}, {"head_width": 8}])
+def test_unusual_sizes_are_plain_torch(gpu, size):
+    pytest.importorskip("triton")
+    config = replace(TINY, **size)
+    assert TracksTo4D(config).backend is ops.TORCH
+    with pytest.raises(InputError, match="width and head_width are not powers of two from 16 on"):
+        TracksTo4D(config, backend="triton")
+
+
+def test_unknown_name():
+    with pytest.raises(InputError, match="backend: expected 'auto', 'triton' or 'torch', found"):
+        ops.choose("cuda", TINY)
+
+
+def test_what_the_kernels_can_not_run_is_plain_torch():
+    assert ops.suited(KERNELS, CUDA, torch.float16, False) is KERNELS
+    assert ops.suited(KERNELS, CUDA, torch.bfloat16, False) is KERNELS
+    assert ops.suited(KERNELS, CUDA, torch.float64, False) is ops.TORCH
+    assert ops.suited(KERNELS, CUDA, torch.float16, True) is ops.TORCH
+    assert ops.suited(KERNELS, CPU, torch.float16, False) is ops.TORCH
+    assert ops.suited(ops.TORCH, CUDA, torch.float16, False) is ops.TORCH
+    mixed = ops.suited(KERNELS, CUDA, torch.float32, False)
+    assert (mixed.attention, mixed.mlp) == (ops.attention, ops.mlp)
+    assert mixed.embed == mixed.heads == "kernel"
+
+
+@pytest.mark.parametrize("source", ["parameters", "tracks", "nothing"])
+def test_gradients_are_seen(monkeypatch, source):
+    seen = []
+    monkeypatch.setattr(ops, "suited", lambda *given: seen.append(given[-1]) or ops.TORCH)
+    network = tiny_network().requires_grad_(source == "parameters")
+    network(random_tracks(3, 4).requires_grad_(source == "tracks"))
+    with torch.no_grad():
+        network(random_tracks(3, 4))
+    assert seen == [source != "nothing", False]
+
+
+def test_export_traces_plain_torch():
+    network = tiny_network(dtype=torch.float32).requires_grad_(False)
+    inputs = random_tracks(5, 6, dtype=torch.float32)
+    network.backend = KERNELS
+    program = torch.export.export(network, (inputs,))
+    torch.testing.assert_close(program.module()(inputs).points, network(inputs).points)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 9), (1, 1, 1), (1, 3, 70)])
+def test_the_kernels_make_a_network(shape, kernel_device):
+    batch, frames, tracks = shape
+    network = tiny_network(dtype=torch.float32).requires_grad_(False).to(kernel_device)
+    network.blocks.half()
+    inputs = random_tracks(frames, tracks, batch=batch, dtype=torch.float32).to(kernel_device)
+    predictions = []
+    for run in (ops._triton(), ops.TORCH):
+        x = network.embedding(inputs, torch.float16, run)
+        for block in network.blocks:
+            x = block(x, run)
+        predictions.append(network.read(x, run))
+    for name, value in predictions[0]._asdict().items():
+        assert relative(value.cpu(), getattr(predictions[1], name).cpu()) < 5e-3, name
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 17, 63), (1, 50, 300), (1, 111, 17)])
+def test_backends_agree(precision, shape):
+    batch, frames, tracks = shape
+    inputs = random_tracks(frames, tracks, batch=batch, dtype=torch.float32).cuda()
+    ours, plain = (
+        fasttracks.load("base", device="cuda", precision=precision, backend=backend)(inputs)
+        for backend in ("triton", "torch")
+    )
+    bound = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 4e-2}[precision]
+    for name, value in ours._asdict().items():
+        expected = getattr(plain, name)
+        assert (value - expected).norm() <= bound * expected.norm(), name
