@@ -181,7 +181,7 @@ class Reconstruction:
         """Write an animated point cloud and camera as binary glTF (.glb), for Blender and others.
 
         Axes are glTF's: x right, y up, z backward, thus (x, -y, -z) of ours. Each point is an
-        octahedron of `radius`, in world units; None: 0.4% of the median depth. The camera's
+        octahedron of `radius`, in world units; None: 0.6% of the median depth. The camera's
         field of view is the median one, its principal point the middle.
         """
         from fasttracks.export.gltf import write

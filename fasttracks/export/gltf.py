@@ -28,7 +28,7 @@ _FPS = 24.0  # Blender's, for a clip that doesn't know its times
 def write(rec: Reconstruction, path: Path, radius: float | None) -> None:
     """See `Reconstruction.to_gltf`."""
     if radius is None:
-        radius = 0.004 * float(np.median(np.abs(rec.depth)))
+        radius = 0.006 * float(np.median(np.abs(rec.depth)))
     file = _File()
     file.add_points(rec, radius)
     file.add_camera(rec)
@@ -75,11 +75,12 @@ class _File:
         return len(self.json["accessors"]) - 1
 
     def add_points(self, rec: Reconstruction, radius: float) -> None:
-        basis = rec.basis * _AXES
-        corners = basis[0][:, None] + radius * _CORNERS
+        basis = rec.basis.astype(np.float64) * _AXES
+        low, span = _weight_range(rec)
+        start = basis[0] + np.einsum("k,knc->nc", low, basis[1:])
+        corners = start[:, None] + radius * _CORNERS
         faces = _FACES + len(_CORNERS) * np.arange(len(corners))[:, None, None]
-        shifts = basis[1:] * _weight_scale(rec)[:, None, None]
-        shifts = np.repeat(shifts, len(_CORNERS), axis=1)
+        shifts = np.repeat(basis[1:] * span[:, None, None], len(_CORNERS), axis=1)
         mesh = {
             "name": "points",
             "primitives": [
@@ -96,7 +97,7 @@ class _File:
                     ],
                 }
             ],
-            "weights": (rec.coefficients[0, 1:] / _weight_scale(rec)).tolist(),
+            "weights": ((rec.coefficients[0, 1:] - low) / span).tolist(),
         }
         self.json["meshes"] = [mesh]
         self.json["materials"] = [
@@ -123,8 +124,9 @@ class _File:
         rising = np.diff(times, prepend=-1) > 0
         poses = rec.camera_to_world[rising].astype(np.float64)
         rotation = poses[:, :3, :3] * _AXES[:, None] * _AXES
+        low, span = _weight_range(rec)
         values = {
-            (0, "weights"): (rec.coefficients[rising, 1:] / _weight_scale(rec)).reshape(-1),
+            (0, "weights"): ((rec.coefficients[rising, 1:] - low) / span).reshape(-1),
             (1, "translation"): poses[:, :3, 3] * _AXES,
             (1, "rotation"): np.roll(quaternions(rotation), -1, axis=1),  # x y z w
         }
@@ -151,9 +153,10 @@ class _File:
         return struct.pack("<4sII", b"glTF", 2, 12 + len(chunks)) + chunks
 
 
-def _weight_scale(rec: Reconstruction) -> np.ndarray:
-    """(K - 1,) what weights are divided by to lie in -1..1, which every program can show."""
-    return np.maximum(np.abs(rec.coefficients[:, 1:]).max(0), 1e-6)
+def _weight_range(rec: Reconstruction) -> tuple[np.ndarray, np.ndarray]:
+    """(K - 1,) least coefficients and their spans: weights go from 0 to 1, to which Blender clips."""
+    coefficients = rec.coefficients[:, 1:].astype(np.float64)
+    return coefficients.min(0), np.maximum(np.ptp(coefficients, axis=0), 1e-6)
 
 
 def _linear_colors(rec: Reconstruction) -> np.ndarray:
