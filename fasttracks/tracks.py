@@ -278,7 +278,9 @@ def check_times(value: Any, frames: int) -> np.ndarray | None:
         return None
     times = as_numbers(value, "times").astype(np.float64)
     if times.shape != (frames,) or not np.isfinite(times).all() or (np.diff(times) < 0).any():
-        raise InputError(f"times: expected {frames} seconds that never fall, found shape {times.shape}")
+        raise InputError(
+            f"times: expected {frames} seconds that never fall, found shape {times.shape}"
+        )
     return times
 
 

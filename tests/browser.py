@@ -27,16 +27,14 @@ class Browser:
         receive, self._write = os.pipe()
         self._read, send = os.pipe()
 
-        def connect() -> None:  # Chromium reads from 3 and writes to 4
-            for source, target in ((os.dup(receive), 3), (os.dup(send), 4)):
-                os.dup2(source, target)
-
+        # Chromium reads from 3 and writes to 4.
+        connect = f'exec "$0" "$@" 3<&{receive} 4>&{send}'
+        profile = f"--user-data-dir={self._profile.name}"
         self._process = subprocess.Popen(
-            [PROGRAM, *OPTIONS.split(), f"--user-data-dir={self._profile.name}"],
+            ["bash", "-c", connect, PROGRAM, *OPTIONS.split(), profile],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            preexec_fn=connect,
-            close_fds=False,
+            pass_fds=(receive, send),
         )
         os.close(receive)
         os.close(send)

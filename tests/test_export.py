@@ -21,7 +21,7 @@ def rec() -> Reconstruction:
     pose = np.tile(np.eye(4), (T, 1, 1))
     pose[:, :3, :3] = Rotation.from_euler("zyx", rng.normal(0, 0.3, (T, 3))).as_matrix()
     pose[0, :3, :3] = Rotation.from_euler("y", 178, degrees=True).as_matrix() @ pose[1, :3, :3]
-    pose[:, :3, 3] = rng.normal(0, 0.5, (T, 3)) + (0, 0, -15)
+    pose[:, :3, 3] = rng.normal((0, 0, -15), 0.5, (T, 3))
     basis = rng.normal(0, 2, (K, N, 3)) * np.array([1, 0.1, 0.1, 0.1])[:, None, None]
     basis[0, 1, 2] -= 40
     coefficients = rng.normal(0, 1, (T, K))
@@ -148,7 +148,9 @@ def accessor(gltf, index: int) -> np.ndarray:
     a = gltf.accessors[index]
     view = gltf.bufferViews[a.bufferView]
     dtype = {5126: "<f4", 5123: "<u2", 5125: "<u4"}[a.componentType]
-    data = np.frombuffer(gltf.binary_blob(), dtype, view.byteLength // int(dtype[-1]), view.byteOffset)
+    data = np.frombuffer(
+        gltf.binary_blob(), dtype, view.byteLength // int(dtype[-1]), view.byteOffset
+    )
     array = data.reshape(a.count, -1).astype(np.float64)
     if a.min:
         np.testing.assert_allclose((array.min(0), array.max(0)), (a.min, a.max))
@@ -173,7 +175,9 @@ def test_gltf_plays_points_and_camera(rec, tmp_path):
     assert weights.max() <= 1
     corners = (base + np.einsum("tk,kvc->tvc", weights, targets)).reshape(T, N, 6, 3)
     np.testing.assert_allclose(corners.mean(2) @ flip, rec.points, atol=1e-4)
-    np.testing.assert_allclose(np.linalg.norm(corners - corners.mean(2)[:, :, None], axis=-1), 0.5, atol=1e-4)
+    np.testing.assert_allclose(
+        np.linalg.norm(corners - corners.mean(2)[:, :, None], axis=-1), 0.5, atol=1e-4
+    )
 
     colors = accessor(gltf, primitive.attributes.COLOR_0)[::6, :3]
     srgb = np.where(colors > 0.0031308, 1.055 * colors ** (1 / 2.4) - 0.055, 12.92 * colors)
@@ -182,8 +186,10 @@ def test_gltf_plays_points_and_camera(rec, tmp_path):
     rotation = Rotation.from_quat(channels["rotation"]).as_matrix()
     assert (channels["rotation"][1:] * channels["rotation"][:-1]).sum(1).min() > 0
     np.testing.assert_allclose(flip @ rotation @ flip, rec.camera_to_world[:, :3, :3], atol=1e-6)
-    np.testing.assert_allclose(channels["translation"] @ flip, rec.camera_to_world[:, :3, 3], atol=1e-6)
-    # A point's image by glTF's camera, which looks along -z, y up: ours, but for the principal point.
+    np.testing.assert_allclose(
+        channels["translation"] @ flip, rec.camera_to_world[:, :3, 3], atol=1e-6
+    )
+    # A point's image by glTF's camera, which looks along -z, y up, through the middle.
     lens = gltf.cameras[0].perspective
     t, n = 1, 7
     x, y, z = rotation[t].T @ (corners[t, n].mean(0) - channels["translation"][t])

@@ -83,7 +83,7 @@ def _tracks(model: _Model) -> list[tuple[int, np.ndarray]]:
     """Of each point in the model: its index, and (L, 2) rows of image number, place in it."""
     place = np.cumsum(model.observed, 1) - 1
     return [
-        (n, np.stack([frames + 1, place[frames, n]], 1))
+        (int(n), np.stack([frames + 1, place[frames, n]], 1))
         for n in np.flatnonzero(~np.isnan(model.error))
         for (frames,) in [np.nonzero(model.observed[:, n])]
     ]

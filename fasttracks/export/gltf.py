@@ -51,7 +51,9 @@ class _File:
             "accessors": [],
         }
 
-    def accessor(self, array: np.ndarray, *, bounds: bool = False, target: int | None = None) -> int:
+    def accessor(
+        self, array: np.ndarray, *, bounds: bool = False, target: int | None = None
+    ) -> int:
         """The number of a new accessor to a float32, uint16 (as 0..1) or uint32 array."""
         component = {"f": 5126, "u2": 5123, "u4": 5125}
         kind = component[array.dtype.str[1:] if array.dtype.kind == "u" else "f"]
@@ -86,7 +88,9 @@ class _File:
             "primitives": [
                 {
                     "attributes": {
-                        "POSITION": self.accessor(corners.reshape(-1, 3), bounds=True, target=34962),
+                        "POSITION": self.accessor(
+                            corners.reshape(-1, 3), bounds=True, target=34962
+                        ),
                         "COLOR_0": self.accessor(_linear_colors(rec), target=34962),
                     },
                     "indices": self.accessor(faces.reshape(-1).astype("<u4"), target=34963),
@@ -154,7 +158,7 @@ class _File:
 
 
 def _weight_range(rec: Reconstruction) -> tuple[np.ndarray, np.ndarray]:
-    """(K - 1,) least coefficients and their spans: weights go from 0 to 1, to which Blender clips."""
+    """(K - 1,) least coefficients and their spans, for weights of 0..1, to which Blender clips."""
     coefficients = rec.coefficients[:, 1:].astype(np.float64)
     return coefficients.min(0), np.maximum(np.ptp(coefficients, axis=0), 1e-6)
 

@@ -4,7 +4,6 @@ import base64
 import html
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ _FPS = 25.0  # where a clip doesn't know its times
 def write_page(
     rec: Reconstruction,
     path: str | os.PathLike[str],
-    frames: Sequence[np.ndarray] | np.ndarray | None = None,
+    frames: np.ndarray | None = None,
 ) -> None:
     """Write `page(rec, name, frames)`, named like the file."""
     path = Path(path)
@@ -33,7 +32,7 @@ def write_page(
 def page(
     rec: Reconstruction,
     name: str = "reconstruction",
-    frames: Sequence[np.ndarray] | np.ndarray | None = None,
+    frames: np.ndarray | None = None,
 ) -> str:
     """The page's text: points, trails and cameras in 3D, and the tracks beside them.
 
@@ -89,7 +88,7 @@ def _pack(rec: Reconstruction, name: str, frames: Any) -> dict[str, Any]:
 
 
 def _motion_levels(rec: Reconstruction) -> tuple[np.ndarray, int]:
-    """log γ as 0..255 between its 2nd and 99th percentiles, and the level that moving starts at."""
+    """Log γ as 0..255 between its 2nd and 99th percentiles; the level that moving starts at."""
     level = np.log(rec.motion)
     low, high = np.percentile(level, (2, 99))
     levels = ((level - low) / max(high - low, 1e-6) * 255).clip(0, 255).round()
@@ -106,4 +105,4 @@ def _jpeg(frame: np.ndarray) -> bytes:
 
 
 def _base64(array: np.ndarray, dtype: str) -> str:
-    return base64.b64encode(np.ascontiguousarray(array, dtype)).decode()
+    return base64.b64encode(np.ascontiguousarray(array, dtype).data).decode()
