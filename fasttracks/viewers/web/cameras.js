@@ -51,7 +51,7 @@ export function createCameras(clip, poses, depth, image) {
       frame.geometry.setFromPoints(edges(new Vector3(), corners));
       current.matrix.copy(poses[t]);
       current.matrixWorldNeedsUpdate = true;
-      texture.needsUpdate = true;
+      if (clip.images || !texture.version) texture.needsUpdate = true;
     },
   };
 }
