@@ -85,14 +85,14 @@ export function createPanel(clip, videoCanvas, errorCanvas, image) {
 }
 
 function drawRing(radius) {
-  const canvas = document.createElement("canvas");
-  canvas.width = canvas.height = 2 * Math.ceil(radius + 1);
+  const side = 2 * Math.ceil(radius + 1);
+  const canvas = new OffscreenCanvas(side, side);
   const draw = canvas.getContext("2d");
-  draw.arc(canvas.width / 2, canvas.height / 2, radius, 0, 7);
+  draw.arc(side / 2, side / 2, radius, 0, 7);
   draw.strokeStyle = "#fffb";
   draw.lineWidth = 0.35 * radius;
   draw.stroke();
-  return canvas;
+  return canvas.transferToImageBitmap();
 }
 
 /** A canvas's context, its pixels those of the screen and blank. */
