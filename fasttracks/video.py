@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,7 +50,7 @@ def read_video(
     frames: int | None = None,
     every: int = 1,
     max_size: int | None = None,
-    times: np.ndarray | None = None,
+    times: Sequence[float] | np.ndarray | None = None,
     progress: bool = False,
 ) -> Video:
     """Decode a video, or a part of it, into upright RGB frames.
