@@ -24,23 +24,28 @@ export function createPanel(clip, videoCanvas, errorCanvas, image) {
     draw.drawImage(image, 0, 0, width * scale, height * scale);
     draw.fillStyle = "#0006"; // tracks stand out against a darkened frame
     if (clip.images) draw.fillRect(0, 0, width * scale, height * scale);
-    const place = (pixels, i) => [(pixels[2 * i] + 0.5) * scale, (pixels[2 * i + 1] + 0.5) * scale];
 
-    // Rectangles and copies of a picture are many times quicker to draw than paths.
+    const marks = []; // of shown points: track, reprojection, colour
     for (let n = 0; n < clip.points; n++) {
       const i = state.frame * clip.points + n;
       const moving = clip.motion[n] >= state.threshold;
       const shown = state.show === "all" || moving === (state.show === "moving");
       if (!shown || Number.isNaN(clip.error[i])) continue;
-      const [x, y] = place(clip.tracks, i);
-      const [u, v] = place(clip.reprojection, i);
-      draw.drawImage(ring, x - ring.width / 2, y - ring.height / 2);
+      const place = (pixels, axis) => (pixels[2 * i + axis] + 0.5) * scale;
+      marks.push([place(clip.tracks, 0), place(clip.tracks, 1),
+        place(clip.reprojection, 0), place(clip.reprojection, 1), colors[n]]);
+    }
+    // Rectangles and copies of a picture, one kind after another, are far quicker than paths.
+    for (const [x, y] of marks) draw.drawImage(ring, x - ring.width / 2, y - ring.height / 2);
+    draw.fillStyle = "#fffb";
+    for (const [x, y, u, v] of marks) {
       const thickness = (0.4 * radius) / Math.max(Math.hypot(u - x, v - y), 1e-3);
       draw.setTransform(u - x, v - y, (y - v) * thickness, (u - x) * thickness, x, y);
-      draw.fillStyle = "#fffb";
       draw.fillRect(0, -0.5, 1, 1);
-      draw.resetTransform();
-      draw.fillStyle = colors[n];
+    }
+    draw.resetTransform();
+    for (const [, , u, v, color] of marks) {
+      draw.fillStyle = color;
       draw.fillRect(u - radius / 1.5, v - radius / 1.5, radius / 0.75, radius / 0.75);
     }
   }
