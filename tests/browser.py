@@ -12,8 +12,8 @@ from typing import Any
 PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
 OPTIONS = (
     "--headless --no-sandbox --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --use-angle=swiftshader "
-    "--enable-unsafe-swiftshader --remote-debugging-pipe"
+    "--disable-component-update --disable-sync --disable-accelerated-2d-canvas "
+    "--use-angle=swiftshader --enable-unsafe-swiftshader --remote-debugging-pipe"
 )
 
 
