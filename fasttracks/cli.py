@@ -8,7 +8,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -17,8 +17,11 @@ from fasttracks.errors import InputError, printable
 from fasttracks.files import replacing
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from fasttracks.reconstruction import Reconstruction
     from fasttracks.tracks import Tracks
+    from fasttracks.video import Video
 
 _DEMO = Path(__file__).parent / "data" / "sheep.npz"
 
@@ -45,7 +48,7 @@ def demo(options: argparse.Namespace) -> None:
 
     _say("Two grazing sheep, filmed by hand: 50 frames, tracked with 'fasttracks track'.")
     output = Path(options.output) / "reconstruction.npz"
-    for file in (output, output.with_suffix(".png")):
+    for file in _with_pictures(output):
         _check_writable(file)
     _finish(_reconstruct(Tracks.load(_DEMO), options), output)
 
@@ -53,7 +56,7 @@ def demo(options: argparse.Namespace) -> None:
 def track(options: argparse.Namespace) -> None:
     """Video to track file."""
     output = _output(options, "-tracks.npz")
-    tracks = _track(options)
+    tracks, _ = _track(options)
     tracks.save(output)
     _say(f"{tracks!r}\nwrote {output}")
 
@@ -62,10 +65,46 @@ def reconstruct(options: argparse.Namespace) -> None:
     """Track file or video to reconstruction."""
     from fasttracks.tracks import Tracks
 
-    output = _output(options, "-reconstruction.npz", picture=True)
-    is_tracks = Path(options.input).suffix.lower() == ".npz"
-    tracks = Tracks.load(options.input) if is_tracks else _track(options)
-    _finish(_reconstruct(tracks, options), output)
+    output = _output(options, "-reconstruction.npz", pictures=True)
+    if Path(options.input).suffix.lower() == ".npz":
+        tracks, frames = Tracks.load(options.input), None
+    else:
+        tracks, video = _track(options)
+        frames = video.frames
+    _finish(_reconstruct(tracks, options), output, frames)
+    if options.open:
+        _open(output.with_suffix(".html"))
+
+
+def view(options: argparse.Namespace) -> None:
+    """Reconstruction to a page, or to Rerun."""
+    from fasttracks.reconstruction import Reconstruction
+    from fasttracks.viewers import rerun
+    from fasttracks.viewers.page import write_page
+
+    shown = options.rerun and options.output is None
+    output = None if shown else _output(options, ".rrd" if options.rerun else ".html")
+    result = Reconstruction.load(options.input)
+    frames = _frames_of(result, options.video) if options.video else None
+    if output is None:
+        return rerun.show(result, frames)
+    (rerun.save if options.rerun else write_page)(result, output, frames)
+    _say(f"wrote {output}")
+    if options.open:
+        _open(output)
+
+
+def export(options: argparse.Namespace) -> None:
+    """Reconstruction to a file that other programs read."""
+    from fasttracks.export import FORMATS
+    from fasttracks.reconstruction import Reconstruction
+
+    if options.format not in FORMATS:
+        raise InputError(f"FORMAT: expected one of {', '.join(FORMATS)}, found {options.format!r}")
+    wanted = FORMATS[options.format]
+    output = _output(options, wanted.ending)
+    getattr(Reconstruction.load(options.input), wanted.method)(output, **wanted.options)
+    _say(f"wrote {output}")
 
 
 def train(options: argparse.Namespace) -> None:
@@ -152,7 +191,7 @@ def env(options: argparse.Namespace) -> None:
     _say(report())
 
 
-def _track(options: argparse.Namespace) -> "Tracks":
+def _track(options: argparse.Namespace) -> "tuple[Tracks, Video]":
     from fasttracks.trackers import get_tracker, to_tracks
     from fasttracks.video import read_video
 
@@ -175,7 +214,35 @@ def _track(options: argparse.Namespace) -> "Tracks":
     span = f"{video.times[0]:.2f} to {video.times[-1]:.2f} s"
     _say(f"  {count} frames of {width}×{height} px, {span}")
     with _stage(f"track ({options.tracker})"):
-        return to_tracks(video, tracker, progress=sys.stderr.isatty())
+        return to_tracks(video, tracker, progress=sys.stderr.isatty()), video
+
+
+def _frames_of(result: "Reconstruction", path: str) -> "np.ndarray":
+    """The frames of a video that a reconstruction was made from, in its order."""
+    from fasttracks.video import read_video
+
+    count = len(result.points)
+    with _stage("decode"):
+        # Where times aren't known it is taken to have been read from the start.
+        video = read_video(path, times=result.times, frames=count, max_size=1024)
+    if len(video.frames) < count:
+        raise InputError(
+            f"--video: {path} has {len(video.frames)} of the {count} frames; expected the video "
+            "that the reconstruction was made from"
+        )
+    if result.image_size not in (None, video.image_size):
+        raise InputError(
+            f"--video: {path} is {_size(video.image_size)}, the reconstruction's is "
+            f"{_size(result.image_size)}; expected the video that it was made from"
+        )
+    return video.frames
+
+
+def _open(page: Path) -> None:
+    import webbrowser
+
+    if not webbrowser.open(page.absolute().as_uri()):
+        _complain(f"warning: no browser to open {page} with", 0)
 
 
 def _reconstruct(tracks: "Tracks", options: argparse.Namespace) -> "Reconstruction":
@@ -201,15 +268,25 @@ def _intrinsics(tracks: "Tracks", focal: float | None) -> Any:
     return camera
 
 
-def _finish(result: "Reconstruction", output: Path) -> None:
+def _finish(result: "Reconstruction", output: Path, frames: "np.ndarray | None" = None) -> None:
+    """Write a reconstruction, its picture and its page: all or none."""
+    from fasttracks.viewers.page import page
     from fasttracks.viewers.picture import draw
 
-    picture = output.with_suffix(".png")
-    # Both or neither.
-    with _stage("write"), replacing(output) as arrays, replacing(picture) as image:
-        result.save(arrays)
-        draw(result, image)
-    _table({**_summary(result), "wrote": f"{output}, {picture}"})
+    files = _with_pictures(output)
+    with ExitStack() as stack:
+        arrays, picture, web = (stack.enter_context(replacing(file)) for file in files)
+        with _stage("write"):
+            result.save(arrays)
+        with _stage("draw"):
+            draw(result, picture)
+            name = output.stem.removesuffix("-reconstruction")
+            web.write_text(page(result, name, frames), encoding="utf-8")
+    _table({**_summary(result), "wrote": ", ".join(map(str, files))})
+
+
+def _with_pictures(output: Path) -> tuple[Path, Path, Path]:
+    return output, output.with_suffix(".png"), output.with_suffix(".html")
 
 
 def _summary(result: "Reconstruction") -> dict[str, Any]:
@@ -248,18 +325,20 @@ def _stage(name: str) -> Iterator[None]:
     _say(f"{name:<14} {time.perf_counter() - start:6.2f} s")
 
 
-def _output(options: argparse.Namespace, ending: str, *, picture: bool = False) -> Path:
-    """Where to write; InputError before any work if that can't be."""
+def _output(options: argparse.Namespace, ending: str, *, pictures: bool = False) -> Path:
+    """Where to write, a folder if `ending` has no suffix; InputError if that can't be."""
     path = Path(options.output or Path(options.input).stem + ending)
     suffix = Path(f"name{ending}").suffix
-    if path.is_dir():
+    if suffix and path.is_dir():
         raise InputError(f"-o: {path} is a directory; expected a file name")
     if path.suffix != suffix:
-        raise InputError(f"-o: expected a name ending in {suffix}, found {path}")
-    for file in (path, path.with_suffix(".png")) if picture else (path,):
+        expected = f"a name ending in {suffix}" if suffix else "a folder's name without a dot"
+        raise InputError(f"-o: expected {expected}, found {path}")
+    for file in _with_pictures(path) if pictures else (path,):
         if file.exists() and not options.force:
             raise InputError(f"-o: {file} exists; choose another name, or --force to replace it")
-        _check_writable(file)
+        if suffix or not path.is_dir():
+            _check_writable(file)
     return path
 
 
@@ -328,9 +407,12 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command(reconstruct, "turn tracks or a video into cameras and 4D points")
     sub.add_argument("input", metavar="TRACKS|VIDEO", help="a track file (.npz) or a video")
-    _output_options(sub, "INPUT-reconstruction.npz, a picture beside it")
+    _output_options(sub, "INPUT-reconstruction.npz, a picture and a page beside it")
+    sub.add_argument("--open", action="store_true", help="open the page in a browser")
     _model_options(sub)
     _video_options(sub)
+
+    _add_viewing(command)
 
     sub = command(convert, "turn a released TracksTo4D checkpoint (.pt) into a weights file")
     sub.add_argument("input", metavar="CHECKPOINT")
@@ -383,6 +465,25 @@ def _parser() -> argparse.ArgumentParser:
 
     command(env, "print versions and devices, for a bug report")
     return parser
+
+
+def _add_viewing(command: Callable[..., argparse.ArgumentParser]) -> None:
+    from fasttracks.export import FORMATS
+
+    sub = command(view, "write a page that shows a reconstruction in any browser")
+    sub.add_argument("input", metavar="RECONSTRUCTION", help="as 'reconstruct' writes it (.npz)")
+    sub.add_argument("--video", metavar="VIDEO", help="that it was made from, to show its frames")
+    _output_options(sub, "RECONSTRUCTION.html")
+    sub.add_argument("--open", action="store_true", help="open the page in a browser")
+    sub.add_argument(
+        "--rerun", action="store_true", help="open it in Rerun instead; with -o, write an .rrd file"
+    )
+
+    sub = command(export, "write a reconstruction as a file that other programs read")
+    sub.add_argument("input", metavar="RECONSTRUCTION", help="as 'reconstruct' writes it (.npz)")
+    formats = "; ".join(f"{name}: {form.text}" for name, form in FORMATS.items())
+    sub.add_argument("format", metavar="FORMAT", help=formats)
+    _output_options(sub, "named like RECONSTRUCTION")
 
 
 def _output_options(sub: argparse.ArgumentParser, default: str) -> None:

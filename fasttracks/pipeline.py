@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -98,14 +99,8 @@ def _clips(
     if isinstance(tracks, Tracks):
         if visibility is not None:
             raise InputError("visibility: expected None, as the given Tracks bring their own")
-        return [
-            Tracks(
-                tracks.tracks,
-                tracks.visibility,
-                tracks.intrinsics if intrinsics is None else intrinsics,
-                tracks.image_size if image_size is None else image_size,
-            )
-        ]
+        given = {"intrinsics": intrinsics, "image_size": image_size}
+        return [replace(tracks, **{k: v for k, v in given.items() if v is not None})]
     if tracks.ndim != 4:
         return [Tracks(tracks, visibility, intrinsics, image_size)]
     if len(tracks) == 0:
@@ -162,9 +157,10 @@ def through_inverse(pixels: np.ndarray, camera: np.ndarray) -> np.ndarray:
 def _reconstruction(prediction: Prediction, clip: Tracks, camera: Tensor) -> Reconstruction:
     """A result from one clip's prediction; all tensors on the prediction's device."""
     p = prediction
+    home = p.points.device
     intrinsics = camera.float()
     intrinsics[:, :2, :2] *= p.focal[:, None, None]
-    camera_to_world = torch.eye(4, device=p.points.device).repeat(len(p.rotation), 1, 1)
+    camera_to_world = torch.eye(4, device=home).repeat(len(p.rotation), 1, 1)
     camera_to_world[:, :3, :3] = p.rotation
     camera_to_world[:, :3, 3] = p.position
     # The projection carries the focal correction already, so it takes the uncorrected camera.
@@ -178,7 +174,9 @@ def _reconstruction(prediction: Prediction, clip: Tracks, camera: Tensor) -> Rec
         basis=p.basis.contiguous(),
         coefficients=p.coefficients,
         motion=p.motion,
-        tracks=torch.from_numpy(clip.tracks).to(p.points.device),
-        visibility=torch.from_numpy(clip.visibility).to(p.points.device),
+        tracks=torch.from_numpy(clip.tracks).to(home),
+        visibility=torch.from_numpy(clip.visibility).to(home),
         image_size=clip.image_size,
+        times=None if clip.times is None else torch.from_numpy(clip.times).to(home),
+        colors=None if clip.colors is None else torch.from_numpy(clip.colors).to(home),
     )

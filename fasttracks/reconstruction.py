@@ -2,13 +2,14 @@
 
 import os
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fasttracks.errors import InputError
 from fasttracks.npz import read_npz, write_npz
-from fasttracks.tracks import check_image_size
+from fasttracks.tracks import check_colors, check_image_size, check_times
 
 _SHAPES = {
     "points": "TN3",
@@ -44,6 +45,8 @@ class Reconstruction:
         motion: (N,) γ, large where a point moves on its own.
         tracks: (T, N, 2) pixels and visibility (T, N) bool, as they were used.
         image_size: (height, width) in pixels, or None if it was not known.
+        times: (T,) float64 seconds in the video, or None if they were not known.
+        colors: (N, 3) uint8 RGB of each point in the video, or None if they were not known.
     """
 
     points: Array
@@ -57,6 +60,8 @@ class Reconstruction:
     tracks: Array
     visibility: Array
     image_size: tuple[int, int] | None = None
+    times: Array | None = None
+    colors: Array | None = None
 
     def __repr__(self) -> str:
         frames, tracks = self.points.shape[:2]
@@ -76,6 +81,15 @@ class Reconstruction:
         return self.basis[0]
 
     @property
+    def moving(self) -> Array:
+        """(N,) bool: γ stands out by three robust standard deviations of log γ."""
+        level = np.log(_numpy(self.motion))
+        median = np.median(level)
+        moving = level > median + 3 * 1.4826 * np.median(np.abs(level - median))
+        is_numpy = isinstance(self.motion, np.ndarray)
+        return moving if is_numpy else self.motion.new_tensor(moving).bool()
+
+    @property
     def reprojection_error(self) -> Array:
         """(T, N) distance in pixels from track to reprojection, NaN where unseen."""
         error = ((self.reprojection - self.tracks) ** 2).sum(-1) ** 0.5
@@ -91,7 +105,7 @@ class Reconstruction:
         """The same with numpy arrays."""
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         for name, value in values.items():
-            if name != "image_size":
+            if name != "image_size" and value is not None:
                 values[name] = _numpy(value)
         return Reconstruction(**values)
 
@@ -103,7 +117,7 @@ class Reconstruction:
     def load(cls, path: str | os.PathLike[str]) -> "Reconstruction":
         """Read what `save` wrote; InputError if the file is anything else."""
         arrays: dict[str, Any] = read_npz(path, "reconstruction")
-        missing = [f.name for f in fields(cls) if f.name not in (*arrays, "image_size")]
+        missing = [name for name in _SHAPES if name not in arrays]
         if missing:
             raise InputError(f"reconstruction: {path} lacks {', '.join(missing)}")
         shape = (*arrays["tracks"].shape, 0, 0)
@@ -116,7 +130,72 @@ class Reconstruction:
                     f"{arrays[name].shape}, expected {expected}"
                 )
         arrays["image_size"] = check_image_size(arrays.get("image_size"))
+        arrays["times"] = check_times(arrays.get("times"), sizes["T"])
+        arrays["colors"] = check_colors(arrays.get("colors"), sizes["N"])
         return cls(**{f.name: arrays[f.name] for f in fields(cls) if f.name in arrays})
+
+    def to_ply(self, path: str | os.PathLike[str]) -> None:
+        """Write points as binary PLY: x y z in the world, colour if known, motion γ.
+
+        A name ending in .ply is a file of the static points; any other is a folder, of
+        frame_00000.ply and so on with the points of each frame, and whether they were seen.
+        Rows are in the order of the tracks.
+        """
+        from fasttracks.export.ply import write
+
+        write(self.numpy(), Path(path))
+
+    def to_colmap(
+        self, folder: str | os.PathLike[str], *, text: bool = False, moving: bool = False
+    ) -> None:
+        """Write COLMAP's sparse model: cameras, images and points3D, as .bin or .txt.
+
+        COLMAP's points don't move, so these are the static points, with the observations of
+        their tracks; those that are `moving` are left out unless asked for. Point n + 1 is track
+        n, image t + 1 is frame t and is called frame_0000t.png. Errors are those of the static
+        points, in pixels.
+
+        Raises:
+            InputError: the intrinsics have skew, for which COLMAP has no camera.
+        """
+        from fasttracks.export.colmap import write
+
+        write(self.numpy(), Path(folder), text, moving)
+
+    def to_tum(self, path: str | os.PathLike[str]) -> None:
+        """Write the camera path in TUM's format: time tx ty tz qx qy qz qw, camera to world.
+
+        Times are seconds in the video, or the frame's number if they aren't known.
+        """
+        from fasttracks.export.trajectory import write_tum
+
+        write_tum(self.numpy(), Path(path))
+
+    def to_kitti(self, path: str | os.PathLike[str]) -> None:
+        """Write the camera path in KITTI's format: 3 × 4 matrices, camera to world."""
+        from fasttracks.export.trajectory import write_kitti
+
+        write_kitti(self.numpy(), Path(path))
+
+    def to_gltf(self, path: str | os.PathLike[str], *, radius: float | None = None) -> None:
+        """Write an animated point cloud and camera as binary glTF (.glb), for Blender and others.
+
+        Axes are glTF's: x right, y up, z backward, thus (x, -y, -z) of ours. Each point is an
+        octahedron of `radius`, in world units; None: 0.6% of the median depth. The camera's
+        field of view is the median one, its principal point the middle.
+        """
+        from fasttracks.export.gltf import write
+
+        write(self.numpy(), Path(path), radius)
+
+    def _repr_html_(self) -> str:
+        """The page that shows it, in a notebook."""
+        from html import escape
+
+        from fasttracks.viewers.page import page
+
+        style = "width:100%;height:560px;border:0"
+        return f'<iframe srcdoc="{escape(page(self))}" style="{style}"></iframe>'
 
 
 def _numpy(array: Array) -> np.ndarray:

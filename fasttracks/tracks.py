@@ -27,6 +27,8 @@ class Tracks:
         intrinsics: (3, 3) or (T, 3, 3) in pixels, or None if unknown; (T, 3, 3) float64 kept.
         image_size: (height, width) in pixels, or None if unknown.
         fps: frames per second, or None if unknown.
+        times: (T,) float64 seconds in the video, never falling; None: by `fps`, if that is known.
+        colors: (N, 3) uint8 RGB of what each track follows, or None if unknown.
 
     Raises:
         InputError: naming the argument, what was found and what was expected.
@@ -37,18 +39,24 @@ class Tracks:
     intrinsics: np.ndarray | None = None
     image_size: tuple[int, int] | None = None
     fps: float | None = None
+    times: np.ndarray | None = None
+    colors: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         tracks = _check_positions(self.tracks)
         visibility = _check_visibility(self.visibility, tracks.shape[:2])
         tracks, visibility = _complete(tracks, visibility)
-        checked = {
+        checked: dict[str, Any] = {
             "tracks": tracks,
             "visibility": visibility,
             "intrinsics": _check_intrinsics(self.intrinsics, len(tracks)),
             "image_size": check_image_size(self.image_size),
             "fps": _check_fps(self.fps),
+            "times": check_times(self.times, len(tracks)),
+            "colors": check_colors(self.colors, tracks.shape[1]),
         }
+        if checked["times"] is None and checked["fps"] is not None:
+            checked["times"] = np.arange(len(tracks)) / checked["fps"]
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 
@@ -104,7 +112,7 @@ class Tracks:
         """Read a track file (.npz) in any of three layouts, told apart by their keys.
 
         - `tracks` (T, N, 2), `visibility` (T, N), and if known `intrinsics`, `image_size`,
-          `fps`; with `layout` "NT2" the first two are (N, T, 2) and (N, T);
+          `fps`, `times`, `colors`; with `layout` "NT2" the first two are (N, T, 2) and (N, T);
         - TracksTo4D's `pred_tracks` (1, T, N, 2), `pred_visibility` (1, T, N), `Ks_all`;
         - TAP-Vid's `points` (N, T, 2) in 0..1 across the image, `occluded` (N, T), and
           `video` or `image_size` for the image's size.
@@ -125,7 +133,9 @@ def from_arrays(arrays: Mapping[str, np.ndarray], path: str | os.PathLike[str]) 
 
 def _read_layout(arrays: Mapping[str, np.ndarray], path: str | os.PathLike[str]) -> Tracks:
     known: dict[str, Any] = {
-        name: arrays[name] for name in ("intrinsics", "image_size", "fps") if name in arrays
+        name: arrays[name]
+        for name in ("intrinsics", "image_size", "fps", "times", "colors")
+        if name in arrays
     }
     if "tracks" in arrays:
         tracks, visibility = arrays["tracks"], arrays.get("visibility")
@@ -260,3 +270,27 @@ def _check_fps(value: Any) -> float | None:
     if fps.shape != () or not 0 < fps < np.inf:
         raise InputError(f"fps: expected a number above 0, found {value!r}")
     return float(fps)
+
+
+def check_times(value: Any, frames: int) -> np.ndarray | None:
+    """(T,) float64 seconds, or None as it is; InputError otherwise."""
+    if value is None:
+        return None
+    times = as_numbers(value, "times").astype(np.float64)
+    if times.shape != (frames,) or not np.isfinite(times).all() or (np.diff(times) < 0).any():
+        raise InputError(
+            f"times: expected {frames} seconds that never fall, found shape {times.shape}"
+        )
+    return times
+
+
+def check_colors(value: Any, points: int) -> np.ndarray | None:
+    """(N, 3) uint8 RGB, or None as it is; InputError otherwise."""
+    if value is None:
+        return None
+    colors = as_numbers(value, "colors")
+    if colors.shape != (points, 3) or colors.dtype != np.uint8:
+        raise InputError(
+            f"colors: expected uint8 ({points}, 3), found {colors.dtype} {colors.shape}"
+        )
+    return colors

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 ROUNDING = 1e-6  # seconds
+CLOSE = 1e-3  # seconds; no two frames are
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ def read_video(
     frames: int | None = None,
     every: int = 1,
     max_size: int | None = None,
+    times: Sequence[float] | np.ndarray | None = None,
     progress: bool = False,
 ) -> Video:
     """Decode a video, or a part of it, into upright RGB frames.
@@ -59,17 +61,17 @@ def read_video(
         frames: keep at most this many; None keeps all.
         every: keep one frame in this many.
         max_size: shrink the frames so that neither side has more pixels than this.
+        times: keep the frames at these seconds, as `Video.times` told them, and leave
+            `start`, `frames` and `every` alone.
         progress: show a progress bar.
 
     Raises:
         InputError: the file or an option can't be used. A video that breaks off is kept as
             far as it goes, with a warning, unless that is less than two frames.
     """
-    if not 0 <= start < 1e9:
-        raise InputError(f"start: expected seconds, 0 or more, found {start}")
-    for name, value in (("frames", frames), ("every", every), ("max_size", max_size)):
-        if value is not None and not (isinstance(value, int | np.integer) and value >= 1):
-            raise InputError(f"{name}: expected a whole number, 1 or more, found {value}")
+    if times is not None:
+        start, frames = max(0.0, float(times[0]) - CLOSE), len(times)
+    _check_options(start, frames, every, max_size)
     path = Path(path)
     _check_file(path)
 
@@ -77,7 +79,7 @@ def read_video(
     from tqdm import tqdm
 
     images: list[np.ndarray] = []
-    times: list[float] = []
+    stamps: list[float] = []
     decoded = 0  # frames at or after start
     problem = ""
     try:
@@ -89,7 +91,8 @@ def read_video(
             for time, frame in _decode(container, _video_stream(container, path), start):
                 if time < start - ROUNDING:
                     continue
-                if decoded % every == 0:
+                due = decoded % every == 0 if times is None else time > times[len(images)] - CLOSE
+                if due:
                     if not images:
                         source = frame.height, frame.width
                         height, width = _fit(source, max_size)
@@ -98,7 +101,7 @@ def read_video(
                         format="rgb24", height=height, width=width, interpolation="AREA"
                     )
                     images.append(np.rot90(image, turns))
-                    times.append(time)
+                    stamps.append(time)
                     bar.update()
                     if len(images) == frames:
                         break
@@ -115,7 +118,15 @@ def read_video(
         raise InputError(f"start: {start:g} s is past the last frame of {path}, at {time:g} s")
     if problem:
         warnings.warn(f"{path} breaks off after {len(images)} frames ({problem})", stacklevel=2)
-    return Video(_stack(images), np.array(times), source[::-1] if turns % 2 else source)
+    return Video(_stack(images), np.array(stamps), source[::-1] if turns % 2 else source)
+
+
+def _check_options(start: float, frames: int | None, every: int, max_size: int | None) -> None:
+    if not 0 <= start < 1e9:
+        raise InputError(f"start: expected seconds, 0 or more, found {start}")
+    for name, value in (("frames", frames), ("every", every), ("max_size", max_size)):
+        if value is not None and not (isinstance(value, int | np.integer) and value >= 1):
+            raise InputError(f"{name}: expected a whole number, 1 or more, found {value}")
 
 
 def _check_file(path: Path) -> None:

@@ -1,9 +1,11 @@
 """The command line as a person uses it: in its own process, from an empty folder."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from helpers import TINY, rule_weights, tiny_network
 import fasttracks
 from fasttracks import Reconstruction, Tracks
 from fasttracks.cli import main
+from fasttracks.export import FORMATS
 from fasttracks.training.loop import Schedule
 from fasttracks.weights import save
 
@@ -54,7 +57,8 @@ def test_demo_in_a_fresh_process():
     )
     assert "reprojection error" in out.stdout
     assert not out.stderr
-    assert sorted(os.listdir("fasttracks-demo")) == ["reconstruction.npz", "reconstruction.png"]
+    files = [f"reconstruction.{suffix}" for suffix in ("html", "npz", "png")]
+    assert sorted(os.listdir("fasttracks-demo")) == files
     result = Reconstruction.load("fasttracks-demo/reconstruction.npz")
     assert result.points.shape == (50, 900, 3)
     assert result.median_reprojection_error < 4
@@ -66,6 +70,7 @@ def test_reconstruct_info_and_force(tracks_file, capsys):
     assert main(arguments) == 0
     assert "wrote" in capsys.readouterr().out
     assert sorted(os.listdir()) == [
+        "clip-reconstruction.html",
         "clip-reconstruction.npz",
         "clip-reconstruction.png",
         "clip.npz",
@@ -77,6 +82,55 @@ def test_reconstruct_info_and_force(tracks_file, capsys):
         capsys.readouterr()
         assert main(["info", name]) == 0
         assert len(capsys.readouterr().out.splitlines()) >= 4
+
+
+def test_video_to_page_and_exports(capsys, monkeypatch):
+    """A name with spaces and Cyrillic letters, from the video to each file in one go."""
+    from test_video import write_video
+
+    name = Path("два котика на прогулке.mp4")
+    write_video(name, count=12, size=(96, 128), pts=[0, 4, 8, 12, 40, 44, 48, 52, 56, 60, 64, 90])
+    save(tiny_network(dtype=torch.float32), "tiny.safetensors")
+    opened = []
+    monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or True)
+    model = ["--model", "tiny.safetensors", "--device", "cpu"]
+    taken = ["--every", "2", "--start", "0.04", "--frames", "5", "--max-size", "128", "--open"]
+    assert main(["reconstruct", str(name), *model, *taken]) == 0
+    stages = capsys.readouterr().out
+    for stage in ("decode", "track (klt)", "reconstruct", "write", "draw"):
+        assert f"\n{stage} " in f"\n{stages}"
+    result = f"{name.stem}-reconstruction"
+    rec = Reconstruction.load(f"{result}.npz")
+    np.testing.assert_allclose(rec.times, (0.04, 0.12, 0.44, 0.52, 0.6))
+    assert rec.image_size == (96, 128)
+    assert rec.colors is not None
+    assert [Path(result).stem in unquote(url) for url in opened] == [True]
+    page = Path(f"{result}.html").read_text(encoding="utf-8")
+    assert f"<title>{name.stem}</title>" in page
+
+    assert main(["view", f"{result}.npz", "--video", str(name), "-o", "again.html"]) == 0
+    clips = [
+        json.loads(text.split('type="application/json">')[1].split("</script>")[0])
+        for text in (page, Path("again.html").read_text(encoding="utf-8"))
+    ]
+    assert clips[0]["images"] == clips[1]["images"]
+    assert len(clips[0]["images"]) == 5
+
+    write_video(Path("short.mp4"), count=5, size=(96, 128))
+    write_video(Path("large.mp4"), size=(128, 128))
+    for other, complaint in (("short.mp4", "has 2 of the 5 frames"), ("large.mp4", "128×128")):
+        arguments = ["view", f"{result}.npz", "--video", other, "-o", "other.html"]
+        capsys.readouterr()
+        assert complaint in fails(arguments, capsys)
+
+    for form, wanted in FORMATS.items():
+        arguments = ["export", f"{result}.npz", form, "-o", f"out-{form}"]
+        arguments[-1] += "" if "-" in wanted.ending else wanted.ending
+        assert main(arguments) == 0
+        assert Path(arguments[-1]).exists()
+        capsys.readouterr()
+        assert "exists" in fails(arguments, capsys)
+        assert main([*arguments, "--force"]) == 0
 
 
 def test_focal_length_is_used(tracks_file):
@@ -129,6 +183,12 @@ def test_convert(capsys):
         (["train", "-o", "run", "--steps", "0"], "--steps"),
         (["train", "-o", "run", "--learning-rate", "nan"], "--learning-rate"),
         (["info", "nowhere.npz"], "nowhere.npz"),
+        (["view", "nowhere.npz"], "nowhere.npz"),
+        (["view", "clip.npz"], "lacks"),
+        (["view", "clip.npz", "-o", "a.rrd"], ".html"),
+        (["export", "clip.npz", "obj"], "ply-frames"),
+        (["export", "clip.npz", "ply"], "lacks"),
+        (["export", "clip.npz", "colmap", "-o", "a.txt"], "folder"),
         (["info", "empty.mp4"], "empty.mp4"),
     ],
     ids=" ".join,
@@ -165,7 +225,18 @@ def test_train_goes_on_and_evaluate_judges(capsys, monkeypatch):
 
 @pytest.mark.parametrize(
     "command",
-    ["demo", "track", "reconstruct", "train", "evaluate", "convert", "info", "env"],
+    [
+        "demo",
+        "track",
+        "reconstruct",
+        "train",
+        "evaluate",
+        "convert",
+        "info",
+        "env",
+        "view",
+        "export",
+    ],
 )
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as stop:

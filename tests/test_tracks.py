@@ -90,12 +90,28 @@ def nan_where(*index):
         ({"image_size": "480p"}, "image_size"),
         ({"fps": 0}, "fps"),
         ({"fps": float("nan")}, "fps"),
+        ({"times": np.arange(3.0)}, "times"),
+        ({"times": -np.arange(len(positions()))}, "times"),
+        ({"colors": np.zeros((2, 3), np.uint8)}, "colors"),
+        ({"colors": np.zeros((positions().shape[1], 3))}, "colors"),
     ],
 )
 def test_refused(arguments, message):
     with pytest.raises(InputError, match=message) as error:
         Tracks(**{"tracks": positions(), **arguments})
     assert "\n" not in str(error.value)
+
+
+def test_times_and_colors_stay(tmp_path):
+    values = positions()
+    frames, points = values.shape[:2]
+    np.testing.assert_allclose(Tracks(values, fps=20).times, np.arange(frames) / 20)
+    colors = np.arange(3 * points, dtype=np.uint8).reshape(points, 3)
+    times = np.linspace(1, 2, frames) ** 2
+    Tracks(values, times=times, colors=colors).save(tmp_path / "clip.npz")
+    read = Tracks.load(tmp_path / "clip.npz")
+    np.testing.assert_array_equal(read.times, times)
+    np.testing.assert_array_equal(read.colors, colors)
 
 
 def test_cameras():

@@ -145,6 +145,23 @@ def test_max_size(clip: Path, max_size: int, expected: tuple[int, int]) -> None:
     assert video.image_size == (48, 64)
 
 
+def test_4k(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "4k.mp4", size=(2160, 3840), count=2)
+    video = read_video(path, max_size=1024)
+    assert video.frames.shape == (2, 576, 1024, 3)
+    assert video.image_size == (2160, 3840)
+
+
+def test_frames_at_times(clip: Path, tmp_path: Path) -> None:
+    """Those that another reading told, by its times or, a little off, by a frame rate."""
+    earlier = read_video(clip, start=0.3, every=4, frames=5)
+    assert numbers(read_video(clip, times=earlier.times)) == numbers(earlier)
+    assert numbers(read_video(clip, times=np.arange(0.2, 0.6, 0.1) + 4e-4)) == [2, 3, 4, 5]
+    pts = [0, 4, 8, 12, 40, 44, 48, 90]
+    video = read_video(write_video(tmp_path / "vfr.mp4", count=8, pts=pts), times=[0.08, 0.4, 0.9])
+    assert numbers(video) == [2, 4, 7]
+
+
 def test_shrinking_averages(tmp_path: Path) -> None:
     path = tmp_path / "noise.mkv"
     noise = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)

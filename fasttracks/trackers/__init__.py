@@ -75,8 +75,23 @@ def to_tracks(video: Video, tracker: Tracker, *, progress: bool = False) -> Trac
     height, width = video.image_size
     # Pixel centres are whole numbers, so borders, at -0.5, are what scales.
     scale = np.array([width, height]) / video.frames.shape[2:0:-1]
-    tracks = (tracks + 0.5) * scale - 0.5
-    return Tracks(tracks, visibility, image_size=video.image_size, fps=video.fps)
+    return Tracks(
+        (tracks + 0.5) * scale - 0.5,
+        visibility,
+        image_size=video.image_size,
+        fps=video.fps,
+        times=np.maximum.accumulate(video.times),
+        colors=_colors(video.frames, tracks, visibility),
+    )
+
+
+def _colors(frames: np.ndarray, tracks: np.ndarray, visibility: np.ndarray) -> np.ndarray:
+    """(N, 3) uint8: the median colour under each track where it is seen; grey where never."""
+    count, height, width, _ = frames.shape
+    x, y = np.rint(np.nan_to_num(tracks)).astype(int).clip(0, (width - 1, height - 1)).T
+    seen = np.where(visibility.T[..., None], frames[np.arange(count), y, x], np.nan)
+    seen[~visibility.any(0)] = 128
+    return np.nanmedian(seen, axis=1).astype(np.uint8)
 
 
 def get_tracker(name: str, **options: Any) -> Tracker:

@@ -4,12 +4,14 @@ import os
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from fasttracks.files import replacing
 from fasttracks.reconstruction import Reconstruction
@@ -20,30 +22,35 @@ _COLOURS = "turbo"
 def draw(rec: Reconstruction, path: str | os.PathLike[str]) -> None:
     """Write a picture (.png, .pdf, .svg) of a reconstruction.
 
-    Above: the tracks of three frames, each joined to its reprojection. Below: points and
-    cameras from above and from the side, and the reprojection error over time. Points are
-    coloured by their motion γ; lines show where the most mobile tenth went.
+    Above: the tracks of three frames, each joined to its reprojection. Middle: points and
+    cameras from three sides, coloured by their motion γ; lines show where the moving points
+    went. Below: the reprojection error over time and how much points move.
     """
     rec = rec.numpy()
     height, width = rec.image_size or np.ptp(rec.tracks.reshape(-1, 2), 0)[::-1] + 1
     above = 4.6 * np.clip(height / width, 0.4, 2)  # inches of a frame 4.6 inches wide
-    figure = Figure(figsize=(15, above + 5.6), layout="constrained")
+    figure = Figure(figsize=(15, above + 8), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(2, 3, height_ratios=(above, 4.6))
+    rows = figure.subfigures(3, 1, height_ratios=(above, 4.6, 2.8))
     low, high = np.percentile(rec.motion, (5, 95))
     norm = LogNorm(low, max(high, 1.001 * low))
 
     frames = len(rec.points)
-    for axis, t in zip(axes[0], (0, frames // 2, frames - 1), strict=True):
+    for axis, t in zip(rows[0].subplots(1, 3), (0, frames // 2, frames - 1), strict=True):
         _draw_frame(axis, rec, t, norm)
-    _draw_scene(axes[1, 0], rec, (0, 2), ("right", "forward"), norm)
-    axes[1, 0].set_title("from above")
-    colours = _draw_scene(axes[1, 1], rec, (2, 1), ("forward", "down"), norm)
-    axes[1, 1].invert_yaxis()
-    axes[1, 1].set_title("from the side")
-    _draw_error(axes[1, 2], rec)
-
-    figure.colorbar(colours, ax=axes[1, 1], label="motion γ", location="bottom", shrink=0.7)
+    sides = rows[1].subplots(1, 3)
+    _draw_scene(sides[0], rec, (0, 2), ("right", "forward"), norm)
+    sides[0].set_title("from above")
+    _draw_scene(sides[1], rec, (2, 1), ("forward", "down"), norm)
+    sides[1].invert_yaxis()
+    sides[1].set_title("from the side")
+    colours = _draw_scene(sides[2], rec, (0, 1), ("right", "down"), norm)
+    sides[2].invert_yaxis()
+    sides[2].set_title("from behind the camera")
+    rows[1].colorbar(colours, ax=sides, label="motion γ", shrink=0.8)
+    error, motion = rows[2].subplots(1, 2, width_ratios=(2, 1))
+    _draw_error(error, rec)
+    _draw_motion(motion, rec, norm)
     figure.suptitle(repr(rec))
     with replacing(Path(path)) as temporary:
         figure.savefig(temporary, dpi=100)
@@ -73,11 +80,10 @@ def _draw_scene(
     points = ((rec.points - centre) @ rotation)[..., plane]
     cameras = ((rec.camera_to_world[:, :3, 3] - centre) @ rotation)[:, plane]
 
-    mobile = np.argsort(rec.motion)[-max(1, rec.motion.size // 10) :]
     axis.add_collection(
         LineCollection(
-            points[:, mobile].swapaxes(0, 1),
-            array=rec.motion[mobile],
+            points[:, rec.moving].swapaxes(0, 1),
+            array=rec.motion[rec.moving],
             cmap=_COLOURS,
             norm=norm,
             linewidths=0.6,
@@ -99,16 +105,33 @@ def _draw_scene(
     shown = np.concatenate([points[middle], cameras])
     low, high = np.percentile(shown, (2, 98), axis=0)
     low, high = np.minimum(low, cameras.min(0)), np.maximum(high, cameras.max(0))
-    margin = 0.1 * (high - low).max()
-    axis.set(xlim=(low[0] - margin, high[0] + margin), ylim=(low[1] - margin, high[1] + margin))
-    axis.set(xlabel=names[0], ylabel=names[1], aspect="equal")
+    mid, half = (low + high) / 2, 0.6 * (high - low).max()
+    (left, bottom), (right, top) = mid - half, mid + half
+    axis.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
+    axis.set(xlabel=names[0], ylabel=names[1])
     return dots
 
 
 def _draw_error(axis: Axes, rec: Reconstruction) -> None:
     error = np.where(rec.visibility.any(1)[:, None], rec.reprojection_error, 0)
-    for q, style in ((50, "-"), (90, "--")):
-        axis.plot(np.nanpercentile(error, q, axis=1), f"k{style}", label=f"{q}th percentile")
-    axis.set(xlabel="frame", ylabel="pixels", ylim=(0, None))
+    middle, high = np.nanpercentile(error, (50, 90), axis=1)
+    frames = np.arange(len(error))
+    axis.fill_between(frames, high, color="0.88", label="nine in ten below")
+    axis.plot(frames, middle, "k", label="median")
+    axis.set(xlabel="frame", ylabel="pixels", xlim=(0, frames[-1]), ylim=(0, None))
     axis.set_title("reprojection error")
     axis.legend()
+
+
+def _draw_motion(axis: Axes, rec: Reconstruction, norm: LogNorm) -> None:
+    edges = np.geomspace(rec.motion.min(), 1.001 * rec.motion.max(), 41)
+    counts, _ = np.histogram(rec.motion, edges)
+    middles = np.sqrt(edges[1:] * edges[:-1])
+    axis.bar(
+        edges[:-1], counts, np.diff(edges), align="edge", color=colormaps[_COLOURS](norm(middles))
+    )
+    axis.set(xscale="log", yscale="symlog", xlabel="motion γ", ylabel="points")
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.set_title(f"motion: {rec.moving.sum()} of {len(rec.motion)} points stand out")
+    if rec.moving.any():
+        axis.axvline(rec.motion[rec.moving].min(), color="k", linestyle=":")
