@@ -48,7 +48,9 @@ def exponential(vector: Tensor) -> Tensor:
     sin, cos = angle.sin()[..., None], angle.cos()[..., None]
     identity = torch.eye(3, dtype=vector.dtype, device=vector.device)
     # A sum of products, not a matrix product, which may round to TF32.
-    square = axis[..., :, None] * axis[..., None, :] - axis.square().sum(-1)[..., None, None] * identity
+    square = (
+        axis[..., :, None] * axis[..., None, :] - axis.square().sum(-1)[..., None, None] * identity
+    )
     return identity + sin * cross_matrix(axis) + (1 - cos) * square
 
 

@@ -1,7 +1,7 @@
 """What a reconstruction holds."""
 
 import os
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,7 @@ class Reconstruction:
         motion: (N,) γ, large where a point moves on its own.
         tracks: (T, N, 2) pixels and visibility (T, N) bool, as they were used.
         image_size: (height, width) in pixels, or None if it was not known.
+        refinement: how refinement went and what it says of the clip; None if there was none.
     """
 
     points: Array
@@ -57,6 +58,7 @@ class Reconstruction:
     tracks: Array
     visibility: Array
     image_size: tuple[int, int] | None = None
+    refinement: str | None = None
 
     def __repr__(self) -> str:
         frames, tracks = self.points.shape[:2]
@@ -91,7 +93,7 @@ class Reconstruction:
         """The same with numpy arrays."""
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         for name, value in values.items():
-            if name != "image_size":
+            if name in _SHAPES:
                 values[name] = _numpy(value)
         return Reconstruction(**values)
 
@@ -103,7 +105,7 @@ class Reconstruction:
     def load(cls, path: str | os.PathLike[str]) -> "Reconstruction":
         """Read what `save` wrote; InputError if the file is anything else."""
         arrays: dict[str, Any] = read_npz(path, "reconstruction")
-        missing = [f.name for f in fields(cls) if f.name not in (*arrays, "image_size")]
+        missing = [f.name for f in fields(cls) if f.default is MISSING and f.name not in arrays]
         if missing:
             raise InputError(f"reconstruction: {path} lacks {', '.join(missing)}")
         shape = (*arrays["tracks"].shape, 0, 0)
@@ -116,6 +118,8 @@ class Reconstruction:
                     f"{arrays[name].shape}, expected {expected}"
                 )
         arrays["image_size"] = check_image_size(arrays.get("image_size"))
+        if "refinement" in arrays:
+            arrays["refinement"] = str(arrays["refinement"])
         return cls(**{f.name: arrays[f.name] for f in fields(cls) if f.name in arrays})
 
 

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
-from fasttracks.geometry import Prediction, compose, project, to_camera
+from fasttracks.geometry import Prediction, compose, exponential, project, to_camera
 from fasttracks.refine.cameras import Evidence, Scene, adjust, choose
 from fasttracks.refine.motion import Motion, Sight, adjust_motion
 
@@ -117,7 +118,7 @@ class _Problem(NamedTuple):
         log_focal = p.focal.log().mean(1) * free
         static = p.basis[:, 0]
         depth = to_camera(static[:, None], p.rotation, p.position)[..., 2]
-        depth = depth.clamp(min=1e-2 * _median(depth.abs().flatten(1))[:, None, None])
+        depth = _in_front(depth)
         step = (p.rotation[:, :-1].mT @ p.position.diff(dim=1)[..., None])[..., 0]
         ones = torch.ones_like(step[..., 0])
         calm = 2 * torch.quantile(p.motion, 0.2, dim=1, keepdim=True)
@@ -191,7 +192,7 @@ class _Problem(NamedTuple):
         focal = scene.log_focal.exp()[:, None]
         # What moves is as far as the network says, in each frame's scale of the static points.
         network = given.points_camera.to(focal.dtype)
-        depth = network[..., 2].clamp(min=1e-2 * _median(network[..., 2].flatten(1))[:, None, None])
+        depth = _in_front(network[..., 2])
         still = to_camera(scene.points[:, None], scene.rotation, scene.position)[..., 2]
         still = still.clamp(min=1e-3)
         ratio = torch.where(static[:, None] & (e.weight > 0), (still / depth).log(), torch.nan)
@@ -267,7 +268,7 @@ def likelihood(scene: Scene, evidence: Evidence, mobility: Tensor) -> Tensor:
 
 def parallax(scene: Scene, weight: Tensor, static: Tensor) -> Tensor:
     """Radians (B,) that the median static track's viewing rays are spread over."""
-    rays = torch.nn.functional.normalize(scene.points[:, None] - scene.position[:, :, None], dim=-1)
+    rays = normalize(scene.points[:, None] - scene.position[:, :, None], dim=-1)
     mean = (weight[..., None] * rays).sum(1) / weight.sum(1).clamp(min=1)[..., None]
     spread = (1 - mean.square().sum(-1)).clamp(min=0).sqrt()
     return torch.where(static, spread, torch.nan).nanmedian(1).values.nan_to_num()
@@ -281,21 +282,32 @@ def _square(scene: Scene, evidence: Evidence) -> Tensor:
 
 
 def _reversed(scene: Scene) -> Scene:
-    """The scene with near and far exchanged as the middle camera sees them.
+    """The scene with near and far exchanged as the middle camera sees them (Necker reversal).
 
-    Its cameras move to the other side, so that the points move through their images nearly as
-    before (Necker reversal).
+    The other cameras move to its other side and turn so that what is at the median depth stays
+    where it was in their images, and all else nearly.
     """
     middle = scene.rotation.shape[1] // 2
     rotation, position = scene.rotation[:, middle], scene.position[:, middle, None]
     camera = (scene.points - position) @ rotation
     depth = camera[..., 2:].clamp(min=1e-3)
-    centre = _median(depth.flatten(1))[:, None, None]
+    median = _median(depth.flatten(1))[:, None, None]
     across = torch.tensor([-1.0, -1.0, 1.0], dtype=depth.dtype, device=depth.device)
+    moved = ((scene.position - position) @ rotation * across) @ rotation.mT + position
+    pivot = median * rotation[:, None, :, 2] + position
+    before, after = (normalize(pivot - place, dim=-1) for place in (scene.position, moved))
+    axis = torch.linalg.cross(before, after)
+    angle = torch.atan2(axis.norm(dim=-1), (before * after).sum(-1))
     return scene._replace(
-        points=(camera * (centre / depth) ** 2) @ rotation.mT + position,
-        position=((scene.position - position) @ rotation * across) @ rotation.mT + position,
+        rotation=exponential(normalize(axis, dim=-1) * angle[..., None]) @ scene.rotation,
+        position=moved,
+        points=(camera * (median / depth) ** 2) @ rotation.mT + position,
     )
+
+
+def _in_front(depth: Tensor) -> Tensor:
+    """Depths (B, T, N), none below a hundredth of their median."""
+    return depth.clamp(min=1e-3 + 1e-2 * _median(depth.abs().flatten(1))[:, None, None])
 
 
 def _repeat(values: Any, times: int) -> Any:
