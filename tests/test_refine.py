@@ -244,6 +244,8 @@ def test_finds_the_truth_despite_outliers(outliers):
     result, report = bundle(start, tracks_of(positions), torch.tensor([True, True]))
     consistent(result)
     assert (report.cost_after < report.cost_before).all()
+    assert torch.allclose(result.rotation[:, 0], start.rotation[:, 0].float(), atol=1e-6)
+    assert torch.allclose(result.position[:, 0], start.position[:, 0].float(), atol=1e-5)
     found = errors(result, truth)
     assert found["rpe_rotation"] < 0.01
     assert found["ate"] < 0.05
@@ -405,7 +407,9 @@ def test_clips_of_a_batch_are_adjusted_alone():
     for i in range(3):
         one = Prediction(*(value[i : i + 1] for value in start))
         alone, _ = bundle(one, tracks[i : i + 1], known[i : i + 1])
-        assert torch.allclose(alone.points_camera[0], together.points_camera[i], atol=0.01)
+        # Rounding may choose another start, which ends in the same place but for the scale.
+        assert torch.allclose(alone.rotation[0], together.rotation[i], atol=2e-3)
+        assert torch.allclose(alone.projection[0], together.projection[i], atol=1e-3)
 
 
 def test_likelihood_prefers_the_truth():

@@ -17,14 +17,14 @@ from fasttracks.refine.cameras import Evidence, Scene, adjust, choose
 from fasttracks.refine.motion import Motion, Sight, adjust_motion
 
 NOISE = 0.5 / 525  # least scale of a track's offsets, in units of the focal length
-DEPTH, FOCAL = 0.3, 0.1  # deviation, as a share, of the network's depths and focal lengths
+DEPTH, FOCAL = 0.5, 0.1  # deviation, as a share, of the network's depths and focal lengths
 TURN, STEP = 0.05, 0.1  # of its camera steps: radians, and as a share of the median depth
 MOVING_DEPTH = 0.15  # and of its depths of what moves
 ACCELERATION = 0.01  # of what moves, as a share of the median depth, a frame²
 STATIC = 6 * NOISE, 4  # a track whose static scale is less, seen so often, doesn't move
 NO_PARALLAX = 0.01  # radians that the views of static points are spread over
 
-_COARSE = (32.0, 12.0, 4.0)  # scales, in NOISE, of half of the starts
+_COARSE = (16.0, 4.0, 1.0)  # scales, in NOISE, of half of the starts
 _COARSE_ITERATIONS, _FINE_ROUNDS, _FINE_ITERATIONS, _MOTION_ROUNDS = 7, 3, 7, 4
 
 
@@ -43,9 +43,10 @@ def bundle(
     """Adjust a prediction to the tracks (B, T, N, 3) of u, v, o it was made from.
 
     known_focal (B,) bool: the focal length that normalised the tracks is the true one; else one
-    correction a clip is found. A clip whose cost would not fall keeps its prediction. The world's
-    frame and scale stay close to the prediction's; γ stays the network's. float32 in and out; the
-    best start is found in float32, and made accurate in float64. Finite whatever the tracks are.
+    correction a clip is found. A clip whose cost would not fall keeps its prediction. The first
+    camera stays where it was, scale is about the prediction's, γ the network's. float32 in and
+    out; the best start is found in float32, and made accurate in float64. Finite whatever the
+    tracks are.
     """
     given = Prediction(*(value.float() for value in prediction))
     rough = _Problem.of(given, tracks.float(), ~known_focal).coarse()
@@ -178,7 +179,14 @@ class _Problem(NamedTuple):
             scale = fit_scale(scene, e, scale, 10)
             e = e._replace(scale=scale * self.mobility.sqrt())
             scene, damping, gain = adjust(scene, e, damping.clamp(max=1e-3), _FINE_ITERATIONS)
-        return scene, gain
+        # The first camera goes back to where it was; a reversed start has moved it.
+        first = self.start.rotation[:, :1] @ scene.rotation[:, :1].mT
+        here, there = scene.position[:, :1], self.start.position[:, :1]
+        return scene._replace(
+            rotation=first @ scene.rotation,
+            position=(scene.position - here) @ first[:, 0].mT + there,
+            points=(scene.points - here) @ first[:, 0].mT + there,
+        ), gain
 
     def static(self, scene: Scene) -> Tensor:
         """Tracks (B, N) that a static point explains."""

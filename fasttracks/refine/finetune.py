@@ -11,7 +11,8 @@ from fasttracks.losses import unsupervised
 from fasttracks.network import TracksTo4D
 from fasttracks.training.loop import forward
 
-_CHECK_EVERY = 25  # steps
+_WARM_UP = 50  # steps
+_CHECK_EVERY = 25
 _PATIENCE = 8  # checks without a better loss, after which it stops
 _AT_ONCE = {"cpu": 64, "cuda": 256}  # tracks of a step
 
@@ -36,11 +37,11 @@ def finetune(
 ) -> tuple[Prediction, Report]:
     """Predictions for B clips (B, T, N, 3) of u, v, o, each of a copy of the network tuned to it.
 
-    Adam on the unsupervised loss. A step sees `at_once` random tracks of the clip, 256 on CUDA and
-    64 elsewhere. Every 25 steps all tracks are judged; the best weights so far give the
-    prediction, so that its loss is never above the network's own. Stops early when 200 steps
-    found nothing better. The network itself stays as it is. On CUDA blocks run in bfloat16,
-    compiled. A progress bar with the loss shows on a terminal.
+    Adam on the unsupervised loss, after a short warm-up. A step sees `at_once` random tracks of
+    the clip, 256 on CUDA and 64 elsewhere. Every 25 steps all tracks are judged; the best weights
+    so far give the prediction, so that its loss is never above the network's own. Stops early
+    when 200 steps found nothing better. The network itself stays as it is. On CUDA blocks run in
+    bfloat16, compiled. A progress bar with the loss shows on a terminal.
     """
     results = [_tune(network, clip[None], steps, learning_rate, at_once, seed) for clip in tracks]
     predictions, before, after, taken = zip(*results, strict=True)
@@ -67,7 +68,16 @@ def _tune(
 
     device = clip.device
     tuned = copy.deepcopy(network).float().requires_grad_(True)
-    optimizer = torch.optim.Adam(tuned.parameters(), learning_rate, fused=device.type == "cuda")
+    # The camera head sums 7936 inputs: what is a small step elsewhere is a leap there. And Adam's
+    # first steps are as long as any, whatever the gradient.
+    head = list(tuned.camera.parameters())
+    others = [p for p in tuned.parameters() if all(p is not q for q in head)]
+    groups: list[dict[str, Any]] = [
+        {"params": others},
+        {"params": head, "lr": 0.1 * learning_rate},
+    ]
+    optimizer = torch.optim.Adam(groups, learning_rate, fused=device.type == "cuda")
+    warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / _WARM_UP, total_iters=_WARM_UP)
     count = clip.shape[2]
     at_once = min(count, at_once or _AT_ONCE[device.type])
     clip = clip.float()
@@ -88,6 +98,7 @@ def _tune(
             unsupervised(forward(fast, part), part).total.sum().backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+            warm_up.step()
             step += 1
             bar.update()
             if step % _CHECK_EVERY == 0 or step == steps:
