@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=12, help="of each kind")
     parser.add_argument("--frames", type=int, default=50)
     parser.add_argument("--tracks", type=int, default=256)
-    parser.add_argument("--seed", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=4)
     parser.add_argument(
         "--tuning", type=int, nargs="*", default=[], metavar="STEPS", help="also fine-tune so long"
     )

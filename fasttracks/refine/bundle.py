@@ -165,7 +165,7 @@ class _Problem(NamedTuple):
             e = e._replace(scale=choose(own, scale, shared) * mobility)
             scene, damping, _ = adjust(scene, e, damping.clamp(max=1e-2), _COARSE_ITERATIONS)
         scores = likelihood(scene, e, mobility).view(4, -1)
-        best = scores.argmin(0)
+        best = scores.nan_to_num(nan=torch.inf).argmin(0)
         clip = torch.arange(scores.shape[1], device=best.device)
         return Scene(*(v.unflatten(0, scores.shape)[best, clip] for v in scene))
 
