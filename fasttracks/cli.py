@@ -126,13 +126,21 @@ def evaluate(options: argparse.Namespace) -> None:
         raise InputError(f"FOLDER: {options.input} holds no .npz clips with truth")
     model = fasttracks.load(options.model, device=options.device, precision=options.precision)
     rows = evaluation.evaluate(clips, model)
-    table: dict[str, Any] = {"": f"{'mean':>9} {'median':>9} {'flat guess':>11}"}
+    refined = []
+    if options.refine != "none":
+        refined = evaluation.evaluate(clips, model, refine=options.refine)
+    over = f" {options.refine:>9} {'median':>9}" if refined else ""
+    table: dict[str, Any] = {"": f"{'mean':>9} {'median':>9}{over} {'flat guess':>11}"}
+
+    def summary(rows: list[dict[str, Any]], name: str) -> str:
+        values = [row[name] for row in rows]
+        return f"{np.nanmean(values):9.4f} {np.nanmedian(values):9.4f} " if rows else ""
+
     for name in rows[0]:
         if name != "clip" and not name.startswith("flat "):
-            values = [row[name] for row in rows]
             flat = [row.get(f"flat {name}", np.nan) for row in rows]
             guess = "" if np.isnan(flat).all() else f"{np.nanmean(flat):11.4f}"
-            table[name] = f"{np.nanmean(values):9.4f} {np.nanmedian(values):9.4f} {guess}"
+            table[name] = summary(rows, name) + summary(refined, name) + guess
     _table(table)
 
 
@@ -252,7 +260,10 @@ def _reconstruct(tracks: "Tracks", options: argparse.Namespace) -> "Reconstructi
         model = fasttracks.load(options.model, device=options.device, precision=options.precision)
     with _stage("reconstruct"):
         result = fasttracks.reconstruct(
-            tracks, model=model, intrinsics=_intrinsics(tracks, options.focal)
+            tracks,
+            model=model,
+            intrinsics=_intrinsics(tracks, options.focal),
+            refine=options.refine,
         )
     assert isinstance(result, fasttracks.Reconstruction)  # one clip went in
     return result
@@ -303,6 +314,7 @@ def _summary(result: "Reconstruction") -> dict[str, Any]:
         "focal length": f"{np.median(focal):.0f} px",
         "reprojection error": f"{np.median(error):.2f} px median, "
         f"{np.percentile(error, 90):.2f} px 90th percentile",
+        **({"refinement": result.refinement} if result.refinement else {}),
         "camera path": f"{path / np.median(result.depth):.2f} × the median depth",
     }
 
@@ -426,29 +438,7 @@ def _parser() -> argparse.ArgumentParser:
         help="the checkpoint was trained to correct the focal length",
     )
 
-    sub = command(train, "train weights on generated scenes, or on tracks without truth")
-    sub.add_argument(
-        "-o", "--output", required=True, metavar="FOLDER", help="a run that is there goes on"
-    )
-    sub.add_argument(
-        "--data", metavar="FOLDER", help="with mocap_cmu.npz and camera_paths.npz, if any"
-    )
-    sub.add_argument("--tracks", metavar="FOLDER", help="train on these track files, without truth")
-    sub.add_argument("--weights", default="base", help="to start from: a name, a file, or 'none'")
-    sub.add_argument("--steps", type=int, default=20_000)
-    sub.add_argument("--minutes", type=float, help="stop after this long, to go on later")
-    sub.add_argument("--validation-clips", type=int, default=64, help="of each of three kinds")
-    sub.add_argument("--learning-rate", type=float, default=4e-4)
-    sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-
-    sub = command(evaluate, "judge a model on a folder of clips with truth")
-    sub.add_argument(
-        "input", metavar="FOLDER", help="of clips as fasttracks.evaluation.save_clip writes them"
-    )
-    sub.add_argument("--model", default="base", help="a shipped name or a weights file")
-    sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    sub.add_argument("--precision", default="auto", help="auto, fp32, fp16, bf16")
+    _add_training(command)
 
     sub = command(info, "say what a track file, reconstruction or weights file holds")
     sub.add_argument("input", metavar="FILE", help="a file, or a shipped model's name")
@@ -486,6 +476,33 @@ def _add_viewing(command: Callable[..., argparse.ArgumentParser]) -> None:
     _output_options(sub, "named like RECONSTRUCTION")
 
 
+def _add_training(command: Callable[..., argparse.ArgumentParser]) -> None:
+    sub = command(train, "train weights on generated scenes, or on tracks without truth")
+    sub.add_argument(
+        "-o", "--output", required=True, metavar="FOLDER", help="a run that is there goes on"
+    )
+    sub.add_argument(
+        "--data", metavar="FOLDER", help="with mocap_cmu.npz and camera_paths.npz, if any"
+    )
+    sub.add_argument("--tracks", metavar="FOLDER", help="train on these track files, without truth")
+    sub.add_argument("--weights", default="base", help="to start from: a name, a file, or 'none'")
+    sub.add_argument("--steps", type=int, default=20_000)
+    sub.add_argument("--minutes", type=float, help="stop after this long, to go on later")
+    sub.add_argument("--validation-clips", type=int, default=64, help="of each of three kinds")
+    sub.add_argument("--learning-rate", type=float, default=4e-4)
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+
+    sub = command(evaluate, "judge a model on a folder of clips with truth")
+    sub.add_argument(
+        "input", metavar="FOLDER", help="of clips as fasttracks.evaluation.save_clip writes them"
+    )
+    sub.add_argument("--model", default="base", help="a shipped name or a weights file")
+    sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    sub.add_argument("--precision", default="auto", help="auto, fp32, fp16, bf16")
+    _refine_option(sub)
+
+
 def _output_options(sub: argparse.ArgumentParser, default: str) -> None:
     sub.add_argument("-o", "--output", metavar="FILE", help=f"where to write, else here: {default}")
     sub.add_argument("--force", action="store_true", help="replace the output if it exists")
@@ -496,6 +513,16 @@ def _model_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     sub.add_argument("--precision", default="auto", help="auto, fp32, fp16, bf16")
     sub.add_argument("--focal", type=float, metavar="PX", help="focal length in pixels, if known")
+    _refine_option(sub)
+
+
+def _refine_option(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--refine",
+        default="none",
+        choices=("none", "bundle", "finetune"),
+        help="bundle: adjust cameras and points; finetune: tune a copy of the model to the clip",
+    )
 
 
 def _video_options(sub: argparse.ArgumentParser) -> None:

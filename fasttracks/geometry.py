@@ -41,6 +41,35 @@ def rotation_from_6d(vector: Tensor) -> Tensor:
     return torch.stack([x, y, torch.linalg.cross(x, y)], dim=-2)
 
 
+def exponential(vector: Tensor) -> Tensor:
+    """Rotation vectors (..., 3) in radians to rotations (..., 3, 3): Rodrigues' formula."""
+    angle = vector.square().sum(-1, keepdim=True).add(1e-16).sqrt()
+    axis = vector / angle
+    sin, cos = angle.sin()[..., None], angle.cos()[..., None]
+    identity = torch.eye(3, dtype=vector.dtype, device=vector.device)
+    # A sum of products, not a matrix product, which may round to TF32.
+    square = (
+        axis[..., :, None] * axis[..., None, :] - axis.square().sum(-1)[..., None, None] * identity
+    )
+    return identity + sin * cross_matrix(axis) + (1 - cos) * square
+
+
+def logarithm(rotation: Tensor) -> Tensor:
+    """Rotations (..., 3, 3) by less than half a turn to rotation vectors (..., 3) in radians."""
+    r = rotation
+    axis = torch.stack([r[..., i, j] - r[..., j, i] for i, j in ((2, 1), (0, 2), (1, 0))], -1) / 2
+    sin = axis.square().sum(-1, keepdim=True).add(1e-16).sqrt()
+    cos = (r.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True) - 1) / 2
+    return axis * (torch.atan2(sin, cos) / sin)
+
+
+def cross_matrix(vector: Tensor) -> Tensor:
+    """[v]× for v (..., 3): [v]× w = v × w."""
+    x, y, z = vector.unbind(-1)
+    zero = torch.zeros_like(x)
+    return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))
+
+
 def compose(basis: Tensor, coefficients: Tensor) -> Tensor:
     """World points (B, T, N, 3): basis clouds (B, K, N, 3) weighted by (B, T, K)."""
     return torch.einsum("btk,bknc->btnc", coefficients, basis)

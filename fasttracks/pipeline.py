@@ -18,7 +18,7 @@ from fasttracks.reconstruction import Reconstruction
 from fasttracks.tracks import Tracks, as_numbers
 from fasttracks.weights import find, load
 
-REFINEMENTS = ("none",)
+REFINEMENTS = ("none", "bundle", "finetune")
 
 
 def reconstruct(
@@ -52,7 +52,9 @@ def reconstruct(
             calls on a GPU.
         device: "auto", "cpu", "cuda", "cuda:1", ...
         precision: "auto", "fp32", "fp16" or "bf16".
-        refine: "none" is all there is yet.
+        refine: "bundle" adjusts cameras and points to the tracks, in about the time of the
+            network; "finetune" tunes a copy of the network to each clip first, in minutes.
+            The result's `refinement` says how it went.
 
     Returns:
         A Reconstruction, or a list of them for a batch.
@@ -61,7 +63,7 @@ def reconstruct(
         InputError: one line naming the argument, what was found and what was expected.
     """
     if refine not in REFINEMENTS:
-        raise InputError(f"refine: {refine!r} is not available in this version; use 'none'")
+        raise InputError(f"refine: expected one of {', '.join(REFINEMENTS)}, found {refine!r}")
     given = tracks if isinstance(tracks, Tracks) else as_numbers(tracks, "tracks")
     batch = not isinstance(given, Tracks) and given.ndim == 4
     clips = _clips(given, visibility, intrinsics, image_size)
@@ -71,21 +73,44 @@ def reconstruct(
     heads = (run.model if isinstance(run, Engine) else run).points.weight
     cameras = [clip.camera() for clip in clips]
     inputs = torch.stack([normalise(clip, k) for clip, k in zip(clips, cameras, strict=True)])
-    with torch.no_grad():
-        prediction = run(inputs.to(heads.device, heads.dtype))
-
+    inputs = inputs.to(heads.device, heads.dtype)
+    known_focal = torch.tensor(
+        [clip.intrinsics is not None for clip in clips], device=inputs.device
+    )
+    prediction, outcomes = _predict(run, inputs, known_focal, refine)
     if not torch.isfinite(prediction.projection).all():
         raise InputError("model: its prediction is not finite; the weights or intrinsics are off")
 
     home = tracks.device if isinstance(tracks, Tensor) else torch.device("cpu")
     prediction = Prediction(*(t.to(home, torch.float32) for t in prediction))
     results = [
-        _reconstruction(Prediction(*(t[i] for t in prediction)), clip, torch.tensor(k, device=home))
+        _reconstruction(
+            Prediction(*(t[i] for t in prediction)), clip, torch.tensor(k, device=home), outcomes[i]
+        )
         for i, (clip, k) in enumerate(zip(clips, cameras, strict=True))
     ]
     if not isinstance(tracks, Tensor):
         results = [result.numpy() for result in results]
     return results if batch else results[0]
+
+
+def _predict(
+    run: TracksTo4D | Engine, inputs: Tensor, known_focal: Tensor, refine: str
+) -> tuple[Prediction, Sequence[str | None]]:
+    """The prediction for B clips, refined, and for each how that went."""
+    if refine == "finetune":
+        from fasttracks.refine.finetune import finetune
+
+        prediction, tuning = finetune(run.model if isinstance(run, Engine) else run, inputs)
+        return prediction, tuning.outcome
+    with torch.no_grad():
+        prediction = run(inputs)
+        if refine == "none":
+            return prediction, [None] * len(inputs)
+        from fasttracks.refine.bundle import bundle
+
+        prediction, adjustment = bundle(prediction, inputs, known_focal)
+        return prediction, adjustment.outcome
 
 
 def _clips(
@@ -154,7 +179,9 @@ def through_inverse(pixels: np.ndarray, camera: np.ndarray) -> np.ndarray:
     return (homogeneous @ np.linalg.inv(camera).swapaxes(-1, -2))[..., :2]
 
 
-def _reconstruction(prediction: Prediction, clip: Tracks, camera: Tensor) -> Reconstruction:
+def _reconstruction(
+    prediction: Prediction, clip: Tracks, camera: Tensor, refinement: str | None
+) -> Reconstruction:
     """A result from one clip's prediction; all tensors on the prediction's device."""
     p = prediction
     home = p.points.device
@@ -179,4 +206,5 @@ def _reconstruction(prediction: Prediction, clip: Tracks, camera: Tensor) -> Rec
         image_size=clip.image_size,
         times=None if clip.times is None else torch.from_numpy(clip.times).to(home),
         colors=None if clip.colors is None else torch.from_numpy(clip.colors).to(home),
+        refinement=refinement,
     )

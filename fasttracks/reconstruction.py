@@ -1,7 +1,7 @@
 """What a reconstruction holds."""
 
 import os
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ class Reconstruction:
         image_size: (height, width) in pixels, or None if it was not known.
         times: (T,) float64 seconds in the video, or None if they were not known.
         colors: (N, 3) uint8 RGB of each point in the video, or None if they were not known.
+        refinement: how refinement went and what it says of the clip; None if there was none.
     """
 
     points: Array
@@ -62,6 +63,7 @@ class Reconstruction:
     image_size: tuple[int, int] | None = None
     times: Array | None = None
     colors: Array | None = None
+    refinement: str | None = None
 
     def __repr__(self) -> str:
         frames, tracks = self.points.shape[:2]
@@ -105,7 +107,7 @@ class Reconstruction:
         """The same with numpy arrays."""
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         for name, value in values.items():
-            if name != "image_size" and value is not None:
+            if name not in ("image_size", "refinement") and value is not None:
                 values[name] = _numpy(value)
         return Reconstruction(**values)
 
@@ -117,7 +119,7 @@ class Reconstruction:
     def load(cls, path: str | os.PathLike[str]) -> "Reconstruction":
         """Read what `save` wrote; InputError if the file is anything else."""
         arrays: dict[str, Any] = read_npz(path, "reconstruction")
-        missing = [name for name in _SHAPES if name not in arrays]
+        missing = [f.name for f in fields(cls) if f.default is MISSING and f.name not in arrays]
         if missing:
             raise InputError(f"reconstruction: {path} lacks {', '.join(missing)}")
         shape = (*arrays["tracks"].shape, 0, 0)
@@ -132,6 +134,8 @@ class Reconstruction:
         arrays["image_size"] = check_image_size(arrays.get("image_size"))
         arrays["times"] = check_times(arrays.get("times"), sizes["T"])
         arrays["colors"] = check_colors(arrays.get("colors"), sizes["N"])
+        if "refinement" in arrays:
+            arrays["refinement"] = str(arrays["refinement"])
         return cls(**{f.name: arrays[f.name] for f in fields(cls) if f.name in arrays})
 
     def to_ply(self, path: str | os.PathLike[str]) -> None:

@@ -181,7 +181,7 @@ def test_models_by_path_are_read_once_a_version(tmp_path, model):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"refine": "bundle"}, "refine: 'bundle' is not available"),
+        ({"refine": "magic"}, "refine: expected one of"),
         ({"tracks": np.zeros((0, 7, 9, 2))}, "tracks: expected at least one clip"),
         ({"tracks": np.zeros((2, 7, 9, 2))}, "visibility: expected shape"),
         ({"tracks": np.zeros((2, 2, 7, 9, 2))}, "tracks: expected shape"),

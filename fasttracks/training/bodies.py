@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from fasttracks.geometry import exponential
 from fasttracks.training.library import Library, People
 from fasttracks.training.sampling import (
     Draw,
     at_times,
     constant,
-    exponential,
     multiply,
     orthonormal,
     rotate,

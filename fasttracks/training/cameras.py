@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, softplus
 
+from fasttracks.geometry import exponential
 from fasttracks.training.library import Library, Paths
 from fasttracks.training.sampling import (
     Draw,
     at_times,
     constant,
-    exponential,
     multiply,
     orthonormal,
     rotate,

@@ -92,17 +92,6 @@ def multiply(a: Tensor, b: Tensor) -> Tensor:
     return (a[..., :, :, None] * b[..., None, :, :]).sum(-2)
 
 
-def exponential(vector: Tensor) -> Tensor:
-    """Rotation vectors (..., 3) in radians to rotations (..., 3, 3): Rodrigues' formula."""
-    angle = vector.square().sum(-1, keepdim=True).add(1e-16).sqrt()
-    x, y, z = (vector / angle).unbind(-1)
-    zero = torch.zeros_like(x)
-    cross = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))
-    sin, cos = angle.sin()[..., None], angle.cos()[..., None]
-    identity = torch.eye(3, dtype=vector.dtype, device=vector.device)
-    return identity + sin * cross + (1 - cos) * multiply(cross, cross)
-
-
 def upright(heading: Tensor) -> Tensor:
     """Rotations (..., 3, 3) by an angle (...) about the vertical, z."""
     sin, cos, zero = heading.sin(), heading.cos(), torch.zeros_like(heading)

@@ -1,0 +1,167 @@
+"""What refinement gains and costs: `python benchmarks/refinement.py --data DATA`.
+
+Held-out scenes of the kinds that training validates on, and orbits with track noise; each clip
+as the network gives it, after bundle adjustment, after fine-tuning, and after both. Prints a
+table and writes results/refinement-DEVICE.json, with the curve of error against seconds.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import machine
+import numpy as np
+import torch
+
+import fasttracks
+from fasttracks.geometry import Prediction
+from fasttracks.metrics import Estimate, metrics
+from fasttracks.network import TracksTo4D
+from fasttracks.refine.bundle import bundle
+from fasttracks.refine.finetune import finetune
+from fasttracks.training.command import VALIDATION
+from fasttracks.training.library import load as load_library
+from fasttracks.training.scenes import Clips, generate, seeded
+from fasttracks.training.variety import CASUAL
+
+RESULTS = Path(__file__).parent / "results"
+METRICS = ("absrel", "absrel_moving", "ate", "rpe_rotation", "reprojection")
+KINDS = {
+    **VALIDATION,
+    "orbit": replace(
+        CASUAL,
+        cameras=(1.0, 0, 0, 0, 0, 0, 0),
+        swing=(20.0, 80.0),
+        unknown_focal=0.0,
+        clean=0.0,
+        noise=(0.25, 1.0),
+    ),
+}
+WORSE = 1.02
+
+Step = Callable[[Clips, Prediction | None], Prediction]
+
+
+def ways(network: TracksTo4D, tuning: list[int]) -> dict[str, Step]:
+    """The ways to reconstruct a clip, by name; "a + b" does b on what a gave."""
+
+    def adjusted(clip: Clips, before: Prediction | None) -> Prediction:
+        assert before is not None
+        return bundle(before, clip.tracks, clip.focal == 1)[0]
+
+    found: dict[str, Step] = {"forward": lambda clip, _: network(clip.tracks)}
+    found["forward + bundle"] = adjusted
+    for steps in tuning:
+        found[f"finetune {steps}"] = lambda clip, _, steps=steps: finetune(
+            network, clip.tracks, steps=steps
+        )[0]
+        found[f"finetune {steps} + bundle"] = adjusted
+    return found
+
+
+def measure(every: dict[str, Step], clip: Clips) -> dict[str, dict[str, float]]:
+    """Metrics and seconds of one clip, by way."""
+    rows: dict[str, dict[str, float]] = {}
+    done: dict[str, Prediction] = {}
+    for name, step in every.items():
+        first = name.removesuffix(" + bundle")
+        _wait(clip)
+        start = time.perf_counter()
+        with torch.set_grad_enabled("finetune" in name):
+            p = done[name] = step(clip, done.get(first))
+        _wait(clip)
+        seconds = time.perf_counter() - start + (rows[first]["seconds"] if first in rows else 0)
+        found = metrics(Estimate(p.points_camera, p.rotation, p.position, p.projection), clip.truth)
+        rows[name] = {**{key: float(found[key]) for key in METRICS}, "seconds": seconds}
+    return rows
+
+
+def _wait(clip: Clips) -> None:
+    if clip.tracks.is_cuda:
+        torch.cuda.synchronize()
+
+
+def summary(rows: list[dict[str, float]], forward: list[dict[str, float]]) -> dict[str, Any]:
+    """Means, medians, and how many clips got worse than the network's answer or at least halved."""
+    table = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    given = {name: np.array([row[name] for row in forward]) for name in METRICS}
+    return {
+        "mean": {name: round(float(np.nanmean(v)), 4) for name, v in table.items()},
+        "median": {name: round(float(np.nanmedian(v)), 4) for name, v in table.items()},
+        "worse by over 2 %": {n: int((table[n] > WORSE * given[n]).sum()) for n in METRICS},
+        "at least halved": {n: int((table[n] <= given[n] / 2).sum()) for n in METRICS},
+    }
+
+
+def main() -> None:
+    """Measure every kind in every way."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", help="folder with mocap_cmu.npz and camera_paths.npz")
+    parser.add_argument("--model", default="base")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--clips", type=int, default=12, help="of each kind")
+    parser.add_argument("--frames", type=int, default=50)
+    parser.add_argument("--tracks", type=int, default=256)
+    parser.add_argument("--seed", type=int, default=4)
+    parser.add_argument(
+        "--tuning", type=int, nargs="*", default=[], metavar="STEPS", help="also fine-tune so long"
+    )
+    parser.add_argument("--tuned-clips", type=int, default=2, help="of each kind, when fine-tuning")
+    options = parser.parse_args()
+
+    network = fasttracks.load(options.model, device=options.device)
+    device = network.points.weight.device
+    library = load_library(options.data, "validation", device)
+    kinds: dict[str, Any] = {}
+    compared: dict[str, list[dict[str, float]]] = {}  # clips that went every way
+    for kind in options.kinds:
+        rows: dict[str, list[dict[str, float]]] = {}
+        for i in range(options.clips):
+            clip = generate(
+                1,
+                options.frames,
+                options.tracks,
+                library=library,
+                generator=seeded(1000 * options.seed + i, "validation", device),
+                variety=KINDS[kind],
+            )
+            every = ways(network, options.tuning if i < options.tuned_clips else [])
+            if not kinds and not rows:  # what is loaded or compiled once is not counted
+                measure(every, clip)
+            for name, row in measure(every, clip).items():
+                rows.setdefault(name, []).append(row)
+        fewest = min(map(len, rows.values()))
+        for name, found in rows.items():
+            compared.setdefault(name, []).extend(found[:fewest])
+        kinds[kind] = {
+            name: {"clips": len(v), **summary(v, rows["forward"][: len(v)])}
+            for name, v in rows.items()
+        }
+        for name, found in kinds[kind].items():
+            means = "  ".join(f"{key} {value:8.4f}" for key, value in found["median"].items())
+            worse = found["worse by over 2 %"]["ate"]
+            print(f"{kind:9} {name:24} median  {means}  ATE worse {worse}/{found['clips']}")
+
+    record = {
+        **machine.describe(device.type),
+        "model": options.model,
+        "frames": options.frames,
+        "tracks": options.tracks,
+        "kinds": kinds,
+        "error against seconds, on the same clips": {
+            name: summary(found, compared["forward"])["mean"] for name, found in compared.items()
+        },
+    }
+    # "NVIDIA H100 80GB HBM3" is h100, as in the other results' names.
+    name = torch.cuda.get_device_name().split()[1].lower() if device.type == "cuda" else "cpu"
+    path = RESULTS / f"refinement-{name}.json"
+    path.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Refinement of a prediction to its tracks: bundle adjustment, fine-tuning."""

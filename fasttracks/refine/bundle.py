@@ -1,0 +1,327 @@
+"""Bundle adjustment of a prediction: cameras and static points, then the motion of the others.
+
+Cameras and static points minimise the paper's static loss (TracksTo4D, arXiv 2404.07097, section
+3.3), log(γ + r²/γ), with two differences: each track's γ follows its own residuals, guided by the
+network's, and points and cameras are free. Then, the cameras held, the low-rank motion is fitted
+to the tracks that no static point explains.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from fasttracks.geometry import Prediction, compose, exponential, project, to_camera
+from fasttracks.refine.cameras import Evidence, Scene, adjust, choose
+from fasttracks.refine.motion import Motion, Sight, adjust_motion
+
+NOISE = 0.5 / 525  # least scale of a track's offsets, in units of the focal length
+DEPTH, FOCAL = 0.5, 0.1  # deviation, as a share, of the network's depths and focal lengths
+TURN, STEP = 0.05, 0.1  # of its camera steps: radians, and as a share of the median depth
+MOVING_DEPTH = 0.15  # and of its depths of what moves
+ACCELERATION = 0.01  # of what moves, as a share of the median depth, a frame²
+STATIC = 6 * NOISE, 4  # a track whose static scale is less, seen so often, doesn't move
+NO_PARALLAX = 0.01  # radians that the views of static points are spread over
+
+_COARSE = (16.0, 4.0, 1.0)  # scales, in NOISE, of half of the starts
+_COARSE_ITERATIONS, _FINE_ROUNDS, _FINE_ITERATIONS, _MOTION_ROUNDS = 7, 3, 7, 4
+
+
+class Report(NamedTuple):
+    """How the adjustment of B clips went."""
+
+    cost_before: Tensor  # (B,) minus the log likelihood of the tracks that are taken as static
+    cost_after: Tensor  # (B,)
+    iterations: int  # of the cameras, from each start and then from the best
+    outcome: list[str]  # for each clip: how it ended, and what its tracks do not tell
+
+
+def bundle(
+    prediction: Prediction, tracks: Tensor, known_focal: Tensor
+) -> tuple[Prediction, Report]:
+    """Adjust a prediction to the tracks (B, T, N, 3) of u, v, o it was made from.
+
+    known_focal (B,) bool: the focal length that normalised the tracks is the true one; else one
+    correction a clip is found. A clip whose cost would not fall keeps its prediction. The first
+    camera stays where it was, scale is about the prediction's, γ the network's. float32 in and
+    out; the best start is found in float32, and made accurate in float64. Finite whatever the
+    tracks are.
+    """
+    given = Prediction(*(value.float() for value in prediction))
+    rough = _Problem.of(given, tracks.float(), ~known_focal).coarse()
+    problem = _Problem.of(given, tracks.double(), ~known_focal)
+    scene, gain = problem.fine(Scene(*(value.double() for value in rough)))
+    before, after = (
+        likelihood(s, problem.evidence, problem.mobility) for s in (problem.start, scene)
+    )
+    static = problem.static(scene)
+    motion = problem.motion(scene, given, static)
+
+    focal = scene.log_focal.exp()[:, None].expand(given.focal.shape)
+    cameras = [value.float() for value in (scene.rotation, scene.position, focal)]
+    basis, coefficients = motion.basis.float(), motion.coefficients.float()
+    points = compose(basis, coefficients)
+    points_camera = to_camera(points, *cameras[:2])
+    adjusted = Prediction(
+        cameras[0],
+        cameras[1],
+        cameras[2],
+        coefficients,
+        basis,
+        given.motion,
+        points,
+        points_camera,
+        project(points_camera, cameras[2]),
+    )
+    finite = torch.stack([value.flatten(1).isfinite().all(1) for value in adjusted]).all(0)
+    kept = ~((after < before) & finite)
+    result = Prediction(*(choose(kept, a, b) for a, b in zip(given, adjusted, strict=True)))
+    iterations = len(_COARSE) * _COARSE_ITERATIONS + _FINE_ROUNDS * _FINE_ITERATIONS
+    spread = parallax(scene, problem.evidence.weight, static)
+    outcome = [
+        _outcome(*values)
+        for values in zip(
+            kept.tolist(),
+            gain.tolist(),
+            spread.tolist(),
+            static.float().mean(1).tolist(),
+            strict=True,
+        )
+    ]
+    return result, Report(before, torch.where(kept, before, after), iterations, outcome)
+
+
+def _outcome(kept: bool, gain: float, spread: float, static: float) -> str:
+    """In words: whether the input was kept, else how it ended and what is not known."""
+    if kept:
+        return "no better cameras found, kept the network's answer"
+    words = ["converged" if gain < 1e-3 else "out of iterations"]
+    if static < 0.1:
+        words.append("hardly any static tracks, cameras are uncertain")
+    elif spread < NO_PARALLAX:
+        words.append("no parallax, depths are the network's")
+    return ", ".join(words)
+
+
+class _Problem(NamedTuple):
+    """What cameras and static points are fitted to, and how."""
+
+    start: Scene
+    evidence: Evidence
+    mobility: Tensor  # (B, N) how much wider than others' a track's scale is taken to be
+
+    @classmethod
+    def of(cls, p: Prediction, tracks: Tensor, focal_free: Tensor) -> "_Problem":
+        p = Prediction(*(value.to(tracks.dtype) for value in p))
+        positions, observed = tracks[..., :2], tracks[..., 2]
+        free = focal_free.to(tracks.dtype)
+        log_focal = p.focal.log().mean(1) * free
+        static = p.basis[:, 0]
+        depth = to_camera(static[:, None], p.rotation, p.position)[..., 2]
+        depth = _in_front(depth)
+        step = (p.rotation[:, :-1].mT @ p.position.diff(dim=1)[..., None])[..., 0]
+        ones = torch.ones_like(step[..., 0])
+        calm = 2 * torch.quantile(p.motion, 0.2, dim=1, keepdim=True)
+        return cls(
+            Scene(p.rotation, p.position, log_focal, static),
+            Evidence(
+                positions,
+                observed,
+                torch.full_like(p.motion, 10 * NOISE),
+                depth.log(),
+                # One expectation a track, not one a frame: its errors are the same in all.
+                observed / observed.sum(1, keepdim=True).clamp(min=1) / DEPTH**2,
+                p.rotation[:, :-1].mT @ p.rotation[:, 1:],
+                step,
+                ones / TURN**2,
+                ones / (STEP * _median(depth.flatten(1))[:, None]) ** 2,
+                log_focal,
+                torch.full_like(log_focal, FOCAL**-2),
+                free,
+            ),
+            (p.motion / calm).clamp(min=1),
+        )
+
+    def coarse(self) -> Scene:
+        """The best of several starts, each adjusted roughly.
+
+        Two are the prediction, two its relief reversed: tracks seen through a long lens tell
+        little of which is which, and the network may take one for the other. Half hold each track
+        to its own scale from the beginning, half hold all to one that shrinks.
+        """
+        both = Scene(
+            *(torch.cat([a, b]) for a, b in zip(self.start, _reversed(self.start), strict=True))
+        )
+        scene = _repeat(both, 2)
+        e = _repeat(self.evidence, 4)
+        mobility = self.mobility.repeat(4, 1)
+        own = torch.arange(len(e.scale), device=e.scale.device) < len(e.scale) // 2
+        scale = e.scale
+        damping = torch.full_like(e.log_focal, 1e-3)
+        for level in _COARSE:
+            scale = fit_scale(scene, e, scale, 6)
+            shared = torch.full_like(scale, level * NOISE)
+            e = e._replace(scale=choose(own, scale, shared) * mobility)
+            scene, damping, _ = adjust(scene, e, damping.clamp(max=1e-2), _COARSE_ITERATIONS)
+        scores = likelihood(scene, e, mobility).view(4, -1)
+        best = scores.nan_to_num(nan=torch.inf).argmin(0)
+        clip = torch.arange(scores.shape[1], device=best.device)
+        return Scene(*(v.unflatten(0, scores.shape)[best, clip] for v in scene))
+
+    def fine(self, scene: Scene) -> tuple[Scene, Tensor]:
+        """The scene adjusted to the end, and the share (B,) that its last step took off."""
+        e = self.evidence
+        gain = torch.ones_like(e.log_focal)
+        damping = torch.full_like(e.log_focal, 1e-4)
+        scale = e.scale
+        for _ in range(_FINE_ROUNDS):
+            scale = fit_scale(scene, e, scale, 10)
+            e = e._replace(scale=scale * self.mobility.sqrt())
+            scene, damping, gain = adjust(scene, e, damping.clamp(max=1e-3), _FINE_ITERATIONS)
+        # The first camera goes back to where it was; a reversed start has moved it.
+        first = self.start.rotation[:, :1] @ scene.rotation[:, :1].mT
+        here, there = scene.position[:, :1], self.start.position[:, :1]
+        return scene._replace(
+            rotation=first @ scene.rotation,
+            position=(scene.position - here) @ first[:, 0].mT + there,
+            points=(scene.points - here) @ first[:, 0].mT + there,
+        ), gain
+
+    def static(self, scene: Scene) -> Tensor:
+        """Tracks (B, N) that a static point explains."""
+        e = self.evidence
+        return (fit_scale(scene, e, e.scale, 20) < STATIC[0]) & (e.weight.sum(1) >= STATIC[1])
+
+    def motion(self, scene: Scene, given: Prediction, static: Tensor) -> Motion:
+        """Low-rank points: static ones those of the scene, the others fitted to their tracks."""
+        e = self.evidence
+        frames, bases = given.coefficients.shape[1:]
+        focal = scene.log_focal.exp()[:, None]
+        # What moves is as far as the network says, in each frame's scale of the static points.
+        network = given.points_camera.to(focal.dtype)
+        depth = _in_front(network[..., 2])
+        still = to_camera(scene.points[:, None], scene.rotation, scene.position)[..., 2]
+        still = still.clamp(min=1e-3)
+        ratio = torch.where(static[:, None] & (e.weight > 0), (still / depth).log(), torch.nan)
+        ratio = ratio.nanmedian(2, keepdim=True).values.nan_to_num()
+        log_depth = torch.where(static[:, None], still, depth * ratio.exp()).log()
+        rays = torch.where(
+            (e.weight > 0)[..., None],
+            e.positions / focal[..., None, None],
+            network[..., :2] / depth[..., None],
+        )
+        camera = (
+            torch.cat([rays, torch.ones_like(depth[..., None])], -1) * log_depth.exp()[..., None]
+        )
+        points = camera @ scene.rotation.mT + scene.position[:, :, None]
+        points = torch.where(static[:, None, :, None], scene.points[:, None], points)
+
+        # Coefficients are the principal components of what moves.
+        away = points - points.mean(1, keepdim=True)
+        components = torch.linalg.svd(away.flatten(2), full_matrices=False)[0][..., : bases - 1]
+        coefficients = torch.ones_like(given.coefficients, dtype=focal.dtype)
+        coefficients[..., 1:] = 0
+        coefficients[..., 1 : 1 + components.shape[-1]] = components * frames**0.5
+        ridge = 1e-3 * frames * torch.eye(bases, dtype=focal.dtype, device=focal.device)
+        basis = torch.linalg.solve(
+            coefficients.mT @ coefficients + ridge, coefficients.mT @ points.flatten(2)
+        ).view(len(points), bases, -1, 3)
+        basis[:, 0] = torch.where(static[..., None], scene.points, basis[:, 0])
+
+        middle = _median(log_depth.flatten(1)).exp()[:, None]
+        scale = fit_scale(scene, e, e.scale, 20)
+        reach = torch.where(static, 0.3 * scale, (3 * scale).clamp(0.02, 1.0)) * middle
+        fitted = adjust_motion(
+            Motion(coefficients, basis),
+            Sight(
+                scene.rotation,
+                scene.position,
+                focal.expand(-1, frames),
+                e.positions,
+                e.weight,
+                torch.where(static, scale, 2 * NOISE),
+                log_depth,
+                torch.full_like(log_depth, 1 / (frames * MOVING_DEPTH**2)),
+                reach,
+                (1 / (frames * (ACCELERATION * middle) ** 2)).expand(static.shape),
+            ),
+            _MOTION_ROUNDS,
+        )
+        return fitted
+
+
+def fit_scale(scene: Scene, evidence: Evidence, scale: Tensor, iterations: int) -> Tensor:
+    """Each track's most likely Cauchy scale (B, N), no less than the noise.
+
+    A fixed point of σ² = 2 mean(σ² r² / (σ² + r²)), from `scale`.
+    """
+    square, weight = _square(scene, evidence), evidence.weight
+    count = weight.sum(1).clamp(min=1)
+    variance = scale.square()
+    for _ in range(iterations):
+        v = variance[:, None]
+        variance = (2 * (weight * v * square / (v + square)).sum(1) / count).clamp(min=NOISE**2)
+    return variance.sqrt()
+
+
+def likelihood(scene: Scene, evidence: Evidence, mobility: Tensor) -> Tensor:
+    """Minus the log likelihood (B,) of static tracks, each at its best scale."""
+    scale = fit_scale(scene, evidence, torch.full_like(evidence.scale, 10 * NOISE), 20)
+    terms = (scale / NOISE).log()[:, None] + torch.log1p(
+        _square(scene, evidence) / scale.square()[:, None]
+    )
+    return (evidence.weight * terms / mobility[:, None]).sum((1, 2))
+
+
+def parallax(scene: Scene, weight: Tensor, static: Tensor) -> Tensor:
+    """Radians (B,) that the median static track's viewing rays are spread over."""
+    rays = normalize(scene.points[:, None] - scene.position[:, :, None], dim=-1)
+    mean = (weight[..., None] * rays).sum(1) / weight.sum(1).clamp(min=1)[..., None]
+    spread = (1 - mean.square().sum(-1)).clamp(min=0).sqrt()
+    return torch.where(static, spread, torch.nan).nanmedian(1).values.nan_to_num()
+
+
+def _square(scene: Scene, evidence: Evidence) -> Tensor:
+    """Squared offsets (B, T, N)."""
+    camera = to_camera(scene.points[:, None], scene.rotation, scene.position)
+    focal = scene.log_focal.exp()[:, None].expand(camera.shape[:2])
+    return (project(camera, focal) - evidence.positions).square().sum(-1)
+
+
+def _reversed(scene: Scene) -> Scene:
+    """The scene with near and far exchanged as the middle camera sees them (Necker reversal).
+
+    The other cameras move to its other side and turn so that what is at the median depth stays
+    where it was in their images, and all else nearly.
+    """
+    middle = scene.rotation.shape[1] // 2
+    rotation, position = scene.rotation[:, middle], scene.position[:, middle, None]
+    camera = (scene.points - position) @ rotation
+    depth = camera[..., 2:].clamp(min=1e-3)
+    median = _median(depth.flatten(1))[:, None, None]
+    across = torch.tensor([-1.0, -1.0, 1.0], dtype=depth.dtype, device=depth.device)
+    moved = ((scene.position - position) @ rotation * across) @ rotation.mT + position
+    pivot = median * rotation[:, None, :, 2] + position
+    before, after = (normalize(pivot - place, dim=-1) for place in (scene.position, moved))
+    axis = torch.linalg.cross(before, after)
+    angle = torch.atan2(axis.norm(dim=-1), (before * after).sum(-1))
+    return scene._replace(
+        rotation=exponential(normalize(axis, dim=-1) * angle[..., None]) @ scene.rotation,
+        position=moved,
+        points=(camera * (median / depth) ** 2) @ rotation.mT + position,
+    )
+
+
+def _in_front(depth: Tensor) -> Tensor:
+    """Depths (B, T, N), none below a hundredth of their median."""
+    return depth.clamp(min=1e-3 + 1e-2 * _median(depth.abs().flatten(1))[:, None, None])
+
+
+def _repeat(values: Any, times: int) -> Any:
+    """A named tuple of batches, so many times over."""
+    return type(values)(*(v.repeat(times, *[1] * (v.ndim - 1)) for v in values))
+
+
+def _median(values: Tensor) -> Tensor:
+    return values.median(-1).values

@@ -1,0 +1,239 @@
+"""Levenberg–Marquardt over cameras and static points, the points eliminated (Schur complement).
+
+Triggs et al., "Bundle Adjustment – A Modern Synthesis", 2000. A camera moves by a rotation
+vector ω and a shift τ in its own frame, R ← R exp(ω), t ← t + R τ, so that a camera point
+P = Rᵀ (X − t) changes by P × ω − τ + Rᵀ dX. An observation has three residuals: its offset in
+the image, robust, and the logarithm of its depth over the depth that is expected, held so loosely
+that it counts only where parallax tells nothing.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fasttracks.geometry import MIN_DEPTH, cross_matrix, exponential, logarithm, project, to_camera
+
+
+class Scene(NamedTuple):
+    """Cameras and static points of B clips."""
+
+    rotation: Tensor  # (B, T, 3, 3) camera to world
+    position: Tensor  # (B, T, 3)
+    log_focal: Tensor  # (B,)
+    points: Tensor  # (B, N, 3)
+
+
+class Evidence(NamedTuple):
+    """What a scene is held against."""
+
+    positions: Tensor  # (B, T, N, 2) image coordinates
+    weight: Tensor  # (B, T, N) of an observation, 0 where there is none
+    scale: Tensor  # (B, N) of the Cauchy distribution of a track's offsets
+    log_depth: Tensor  # (B, T, N) expected
+    depth_weight: Tensor  # (B, T, N)
+    turn: Tensor  # (B, T - 1, 3, 3) expected from each camera to the next
+    step: Tensor  # (B, T - 1, 3) likewise, in the former's frame
+    turn_weight: Tensor  # (B, T - 1)
+    step_weight: Tensor  # (B, T - 1)
+    log_focal: Tensor  # (B,) expected
+    focal_weight: Tensor  # (B,)
+    focal_free: Tensor  # (B,) 1 to adjust the focal length, 0 to hold it
+
+
+class Normal(NamedTuple):
+    """Normal equations: the cameras' 6 T + 1 unknowns (the focal length last) and the points'."""
+
+    cameras: Tensor  # (B, 6 T + 1, 6 T + 1)
+    mixed: Tensor  # (B, 6 T + 1, N, 3)
+    points: Tensor  # (B, N, 3, 3)
+    cameras_right: Tensor  # (B, 6 T + 1) minus the gradient
+    points_right: Tensor  # (B, N, 3)
+
+
+class Adjusted(NamedTuple):
+    """Where `adjust` ended."""
+
+    scene: Scene
+    damping: Tensor  # (B,) to go on with
+    gain: Tensor  # (B,) share of the cost that the last iteration took off
+
+
+def cost(scene: Scene, evidence: Evidence) -> Tensor:
+    """What `adjust` lowers, one value a clip (B,)."""
+    s, e = scene, evidence
+    camera = to_camera(s.points[:, None], s.rotation, s.position)
+    focal = s.log_focal.exp()[:, None].expand(camera.shape[:2])
+    offset = project(camera, focal) - e.positions
+    square = offset.square().sum(-1) / e.scale.square()[:, None]
+    depth = camera[..., 2].clamp(min=MIN_DEPTH).log() - e.log_depth
+    image = (e.weight * torch.log1p(square)).sum((1, 2))
+    turn, step = _relative(s, e)
+    return (
+        image
+        + (e.depth_weight * depth.square()).sum((1, 2))
+        + (e.turn_weight * turn.square().sum(-1)).sum(1)
+        + (e.step_weight * step.square().sum(-1)).sum(1)
+        + e.focal_weight * (s.log_focal - e.log_focal).square()
+    )
+
+
+def adjust(scene: Scene, evidence: Evidence, damping: Tensor, iterations: int) -> Adjusted:
+    """Lower the cost by damped Gauss–Newton steps; one that raises a clip's cost is not taken.
+
+    damping (B,), relative to the diagonal, as Marquardt has it. Waits for no device.
+    """
+    current = cost(scene, evidence)
+    gain = torch.zeros_like(current)
+    for _ in range(iterations):
+        normal = normal_equations(scene, evidence)
+        trial = moved(scene, *solve(normal, evidence.focal_free, damping))
+        after = cost(trial, evidence)
+        better = after < current  # False for NaN
+        scene = Scene(*(choose(better, new, old) for new, old in zip(trial, scene, strict=True)))
+        gain = torch.where(better, 1 - after / current, 0.0)
+        current = torch.where(better, after, current)
+        damping = torch.where(better, damping / 5, damping * 4).clamp(1e-7, 1e6)
+    return Adjusted(scene, damping, gain)
+
+
+def normal_equations(scene: Scene, evidence: Evidence) -> Normal:
+    """Gauss–Newton's normal equations of the cost, its Cauchy terms reweighted."""
+    s, e = scene, evidence
+    batch, frames = e.weight.shape[:2]
+    P = to_camera(s.points[:, None], s.rotation, s.position)
+    focal = s.log_focal.exp()[:, None, None]
+    depth = P[..., 2].clamp(min=MIN_DEPTH)
+    image = focal[..., None] * P[..., :2] / depth[..., None]
+    offset = image - e.positions
+    root = (e.weight / (e.scale.square()[:, None] + offset.square().sum(-1))).sqrt()
+    root_depth = e.depth_weight.sqrt()
+    zero = torch.zeros_like(root)
+
+    # Residuals (B, T, 3, N): u, v, log depth; their derivatives by P, (B, T, 3, N, 3), are rows
+    # j for which those by (ω, τ) are (j × P, -j), and those by X are R j.
+    residual = torch.stack(
+        [root * offset[..., 0], root * offset[..., 1], root_depth * (depth.log() - e.log_depth)], 2
+    )
+    a, d = root * focal / depth, (P[..., 2] > MIN_DEPTH) / depth
+    b, c = -root * d * image[..., 0], -root * d * image[..., 1]
+    rows = torch.stack([a, zero, b, zero, a, c, zero, zero, root_depth * d], -1)
+    rows = rows.unflatten(-1, (3, 3)).transpose(2, 3)
+    by_camera = torch.cat([torch.linalg.cross(rows, P[:, :, None].expand_as(rows)), -rows], -1)
+    by_point = (rows.flatten(2, 3) @ s.rotation.mT).view_as(rows)
+    by_focal = torch.stack([root * image[..., 0], root * image[..., 1], zero], 2)
+
+    A, r = by_camera.flatten(2, 3).mT, residual.flatten(2)
+    U = A @ A.mT
+    right = -(A @ r[..., None])[..., 0]
+    U_focal = (A @ by_focal.flatten(2)[..., None])[..., 0]
+    square_focal = by_focal.square().sum((1, 2, 3)) + e.focal_weight
+    right_focal = -(by_focal * residual).sum((1, 2, 3))
+    right_focal = right_focal - e.focal_weight * (s.log_focal - e.log_focal)
+    V = (by_point[..., None] * by_point[..., None, :]).sum((1, 2))
+    right_point = -(by_point * residual[..., None]).sum((1, 2))
+    W_focal = (by_point * by_focal[..., None]).sum((1, 2))
+    W = (by_camera.mT[..., None] * by_point[:, :, :, None]).sum(2)  # (B, T, 6, N, 3)
+
+    S = P.new_zeros(batch, 6 * frames + 1, 6 * frames + 1)
+    blocks = S[:, :-1, :-1].unflatten(1, (frames, 6)).unflatten(3, (frames, 6))
+    blocks.diagonal(dim1=1, dim2=3).add_(U.permute(0, 2, 3, 1))
+    S[:, :-1, -1] = S[:, -1, :-1] = U_focal.flatten(1)
+    S[:, -1, -1] = square_focal
+    if frames > 1:
+        _add_relative(blocks, right, s, e)
+    return Normal(
+        S,
+        torch.cat([W.flatten(1, 2), W_focal[:, None]], 1),
+        V,
+        torch.cat([right.flatten(1), right_focal[:, None]], 1),
+        right_point,
+    )
+
+
+def solve(normal: Normal, focal_free: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
+    """The damped step of the cameras (B, 6 T + 1) and of the points (B, N, 3).
+
+    The first camera, and the focal length where it is not free, stay. The cameras' system is
+    solved in float64: nothing but the damping keeps it from being nearly singular.
+    """
+    n, damp = normal, damping[:, None]
+    diagonal = n.points.diagonal(dim1=-2, dim2=-1)
+    floor = 1e-6 * diagonal.mean((1, 2), keepdim=True) + 1e-12  # for tracks never seen
+    V_inverse = _inverse3(n.points + torch.diag_embed(damp[..., None] * diagonal + floor))
+    mixed = (n.mixed[..., None] * V_inverse[:, None]).sum(-2)
+    S = n.cameras - mixed.flatten(2) @ n.mixed.flatten(2).mT
+    S = S + torch.diag_embed(damp * n.cameras.diagonal(dim1=-2, dim2=-1))
+    right = n.cameras_right - (mixed * n.points_right[:, None]).sum((2, 3))
+
+    free = torch.ones_like(right, dtype=torch.float64)
+    free[:, :6] = 0
+    free[:, -1] = focal_free
+    S = S * (free[:, :, None] * free[:, None]) + torch.diag_embed(1 - free)
+    # To a diagonal of 1, as the units of the unknowns differ.
+    unit = S.diagonal(dim1=-2, dim2=-1).clamp(min=1e-30).rsqrt()
+    S = S * (unit[:, :, None] * unit[:, None])
+    S.diagonal(dim1=-2, dim2=-1).add_(1e-9)
+    factor, _ = torch.linalg.cholesky_ex(S)  # a failure gives NaN: a step that is not taken
+    step = torch.cholesky_solve((unit * free * right)[..., None], factor)[..., 0] * unit
+    step = step.to(right.dtype)
+    back = n.points_right - (n.mixed * step[..., None, None]).sum(1)
+    return step, (V_inverse * back[..., None, :]).sum(-1)
+
+
+def moved(scene: Scene, step: Tensor, shift: Tensor) -> Scene:
+    """The scene after a step of the cameras (B, 6 T + 1) and points (B, N, 3)."""
+    s = scene
+    change = step[:, :-1].unflatten(1, (-1, 6))
+    return Scene(
+        s.rotation @ exponential(change[..., :3]),
+        s.position + (s.rotation @ change[..., 3:, None])[..., 0],
+        s.log_focal + step[:, -1],
+        s.points + shift,
+    )
+
+
+def _relative(scene: Scene, evidence: Evidence) -> tuple[Tensor, Tensor]:
+    """Turn and step from each camera to the next, less what is expected: (B, T - 1, 3) each."""
+    R = scene.rotation
+    turn = logarithm(evidence.turn.mT @ (R[:, :-1].mT @ R[:, 1:]))
+    step = (R[:, :-1].mT @ scene.position.diff(dim=1)[..., None])[..., 0]
+    return turn, step - evidence.step
+
+
+def _add_relative(blocks: Tensor, right: Tensor, scene: Scene, evidence: Evidence) -> None:
+    """Add the camera-to-camera terms to the blocks (B, T, 6, T, 6), right (B, T, 6)."""
+    turn, step = _relative(scene, evidence)
+    R = scene.rotation
+    relative = R[:, :-1].mT @ R[:, 1:]
+    eye = torch.eye(3, dtype=R.dtype, device=R.device).expand_as(relative)
+    zero = torch.zeros_like(relative)
+    ahead = (R[:, :-1].mT @ scene.position.diff(dim=1)[..., None])[..., 0]
+    # For small residuals d turn = ω' − relativeᵀ ω and d step = ahead × ω − τ + relative τ'.
+    former = torch.cat(
+        [torch.cat([-relative.mT, zero], -1), torch.cat([cross_matrix(ahead), -eye], -1)], -2
+    )
+    latter = torch.cat([torch.cat([eye, zero], -1), torch.cat([zero, relative], -1)], -2)
+    weight = torch.stack([evidence.turn_weight, evidence.step_weight], -1)
+    weight = weight.repeat_interleave(3, -1)
+    residual = (weight * torch.cat([turn, step], -1))[..., None]
+    pairs = ((slice(None, -1), former), (slice(1, None), latter))
+    for i, (one, a) in enumerate(pairs):
+        right[:, one] -= (a.mT @ residual)[..., 0]
+        for j, (_, b) in enumerate(pairs):
+            block = blocks.diagonal(offset=j - i, dim1=1, dim2=3)
+            place = block if i != j else block[..., one]
+            place.add_((a.mT @ (weight[..., None] * b)).permute(0, 2, 3, 1))
+
+
+def choose(condition: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    return torch.where(condition.view(-1, *[1] * (new.ndim - 1)), new, old)
+
+
+def _inverse3(m: Tensor) -> Tensor:
+    """Inverses of symmetric (..., 3, 3), by their adjugates."""
+    a, b, c = m.unbind(-2)
+    rows = torch.stack(
+        [torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)], -1
+    )
+    return rows / (a * rows[..., 0]).sum(-1)[..., None, None]

@@ -1,0 +1,119 @@
+"""Fine-tuning of a network to a clip, without truth (TracksTo4D, arXiv 2404.07097, section 3.3)."""
+
+import copy
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fasttracks.geometry import Prediction
+from fasttracks.losses import unsupervised
+from fasttracks.network import TracksTo4D
+from fasttracks.training.loop import forward
+
+_WARM_UP = 50  # steps
+_CHECK_EVERY = 25
+_PATIENCE = 8  # checks without a better loss, after which it stops
+_AT_ONCE = {"cpu": 64, "cuda": 256}  # tracks of a step
+
+
+class Report(NamedTuple):
+    """How the fine-tuning of B clips went; losses are the paper's, over all tracks."""
+
+    loss_before: Tensor  # (B,)
+    loss_after: Tensor  # (B,) the least that was met
+    steps: list[int]
+    outcome: list[str]  # the same in words
+
+
+def finetune(
+    network: TracksTo4D,
+    tracks: Tensor,
+    *,
+    steps: int = 500,
+    learning_rate: float = 1e-4,
+    at_once: int | None = None,
+    seed: int = 0,
+) -> tuple[Prediction, Report]:
+    """Predictions for B clips (B, T, N, 3) of u, v, o, each of a copy of the network tuned to it.
+
+    Adam on the unsupervised loss, after a short warm-up. A step sees `at_once` random tracks of
+    the clip, 256 on CUDA and 64 elsewhere. Every 25 steps all tracks are judged; the best weights
+    so far give the prediction, so that its loss is never above the network's own. Stops early
+    when 200 steps found nothing better. The network itself stays as it is. On CUDA blocks run in
+    bfloat16, compiled. A progress bar with the loss shows on a terminal.
+    """
+    results = [_tune(network, clip[None], steps, learning_rate, at_once, seed) for clip in tracks]
+    predictions, before, after, taken = zip(*results, strict=True)
+    prediction = Prediction(*(torch.cat(values) for values in zip(*predictions, strict=True)))
+    outcome = [
+        f"loss {a.item():.3f} after {n} steps, {b.item():.3f} before"
+        if (a < b).item()
+        else f"no lower loss in {n} steps, kept the network's answer"
+        for a, b, n in zip(after, before, taken, strict=True)
+    ]
+    return prediction, Report(torch.cat(before), torch.cat(after), list(taken), outcome)
+
+
+def _tune(
+    network: TracksTo4D,
+    clip: Tensor,
+    steps: int,
+    learning_rate: float,
+    at_once: int | None,
+    seed: int,
+) -> tuple[Prediction, Tensor, Tensor, int]:
+    """The prediction for one clip (1, T, N, 3), its loss before and after, and the steps."""
+    from tqdm import tqdm
+
+    device = clip.device
+    tuned = copy.deepcopy(network).float().requires_grad_(True)
+    # The camera head sums 7936 inputs: what is a small step elsewhere is a leap there. And Adam's
+    # first steps are as long as any, whatever the gradient.
+    head = list(tuned.camera.parameters())
+    others = [p for p in tuned.parameters() if all(p is not q for q in head)]
+    groups: list[dict[str, Any]] = [
+        {"params": others},
+        {"params": head, "lr": 0.1 * learning_rate},
+    ]
+    optimizer = torch.optim.Adam(groups, learning_rate, fused=device.type == "cuda")
+    warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / _WARM_UP, total_iters=_WARM_UP)
+    count = clip.shape[2]
+    at_once = min(count, at_once or _AT_ONCE[device.type])
+    clip = clip.float()
+    fast = _compiled(tuned) if device.type == "cuda" else tuned
+    draw = torch.Generator().manual_seed(seed)
+
+    def judge() -> tuple[Prediction, Tensor]:
+        with torch.no_grad():
+            prediction = forward(tuned, clip)
+            return prediction, unsupervised(prediction, clip).total
+
+    best, first = judge()
+    least, stale, step = first, 0, 0
+    with tqdm(total=steps, desc="fine-tune", unit="step", disable=None) as bar:
+        while step < steps and stale < _PATIENCE:
+            some = torch.randperm(count, generator=draw)[:at_once].to(device)
+            part = clip[:, :, some].contiguous()
+            unsupervised(forward(fast, part), part).total.sum().backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            warm_up.step()
+            step += 1
+            bar.update()
+            if step % _CHECK_EVERY == 0 or step == steps:
+                prediction, loss = judge()
+                stale += 1
+                if (loss < least).item():  # False for NaN
+                    best, least, stale = prediction, loss, 0
+                bar.set_postfix(loss=f"{least.item():.4f}")
+    return best, first, least, step
+
+
+def _compiled(network: TracksTo4D) -> TracksTo4D:
+    """The network with its blocks compiled; the parameters are the same."""
+    fast = copy.copy(network)
+    fast._modules = dict(network._modules)
+    compiled: list[Any] = [torch.compile(block, dynamic=False) for block in network.blocks]
+    fast.blocks = nn.ModuleList(compiled)
+    return fast

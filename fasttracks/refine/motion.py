@@ -1,0 +1,142 @@
+"""Low-rank motion of points before known cameras, by alternating Gauss–Newton steps.
+
+World points X(t, n) = Σ_k c_k(t) B_k(n). Given the coefficients c, tracks don't see each other, and
+each is 3 K unknowns; given the basis B, neither do frames, K - 1 unknowns each.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fasttracks.geometry import MIN_DEPTH, compose, project, to_camera
+from fasttracks.refine.cameras import choose
+
+
+class Motion(NamedTuple):
+    """Low-rank points of B clips."""
+
+    coefficients: Tensor  # (B, T, K), the first exactly 1
+    basis: Tensor  # (B, K, N, 3)
+
+
+class Sight(NamedTuple):
+    """Known cameras and what they saw."""
+
+    rotation: Tensor  # (B, T, 3, 3) camera to world
+    position: Tensor  # (B, T, 3)
+    focal: Tensor  # (B, T)
+    positions: Tensor  # (B, T, N, 2) image coordinates
+    weight: Tensor  # (B, T, N), 0 where there is nothing
+    scale: Tensor  # (B, N) of the Cauchy distribution of a track's offsets
+    log_depth: Tensor  # (B, T, N) expected
+    depth_weight: Tensor  # (B, T, N)
+    reach: Tensor  # (B, N) deviation of the basis, k ≥ 1: how far a point moves on its own
+    smooth: Tensor  # (B, N) weight of an acceleration's square
+
+
+def adjust_motion(motion: Motion, sight: Sight, rounds: int) -> Motion:
+    """Lower the cost of each track, and of each clip, in turn; no step raises it."""
+    damping = torch.full_like(sight.reach, 1e-3)
+    for _ in range(rounds):
+        for _ in range(2):
+            motion, damping = _step_basis(motion, sight, damping)
+        motion = _step_coefficients(motion, sight)
+    return motion
+
+
+def cost(motion: Motion, sight: Sight) -> Tensor:
+    """What is lowered, one value a track (B, N)."""
+    m, s = motion, sight
+    points = compose(m.basis, m.coefficients)
+    camera = to_camera(points, s.rotation, s.position)
+    square = (project(camera, s.focal) - s.positions).square().sum(-1)
+    depth = camera[..., 2].clamp(min=MIN_DEPTH).log() - s.log_depth
+    seen = s.weight * torch.log1p(square / s.scale.square()[:, None])
+    bend = points.diff(n=2, dim=1).square().sum((1, 3)) if points.shape[1] > 2 else 0.0
+    return (
+        (seen + s.depth_weight * depth.square()).sum(1)
+        + m.basis[:, 1:].square().sum((1, 3)) / s.reach.square()
+        + s.smooth * bend
+    )
+
+
+def _by_point(motion: Motion, sight: Sight) -> tuple[Tensor, Tensor]:
+    """Hessians (B, T, N, 3, 3) and gradients (B, T, N, 3) of observations by world points."""
+    s = sight
+    P = to_camera(compose(motion.basis, motion.coefficients), s.rotation, s.position)
+    depth = P[..., 2].clamp(min=MIN_DEPTH)
+    image = project(P, s.focal)
+    offset = image - s.positions
+    weight = s.weight / (s.scale.square()[:, None] + offset.square().sum(-1))
+    a, d = s.focal[..., None] / depth, (P[..., 2] > MIN_DEPTH) / depth
+    b, c = -d * image[..., 0], -d * image[..., 1]
+    zero = torch.zeros_like(a)
+    rows = torch.stack([a, zero, b, zero, a, c, zero, zero, d], -1).unflatten(-1, (3, 3))
+    rows = (rows.flatten(2, 3) @ s.rotation.mT).view_as(rows)
+    weights = torch.stack([weight, weight, s.depth_weight], -1)[..., None]
+    residual = torch.cat([offset, (depth.log() - s.log_depth)[..., None]], -1)[..., None]
+    weighted = weights * rows
+    hessian = (rows[..., None] * weighted[..., None, :]).sum(-3)
+    return hessian, (weighted * residual).sum(-2)
+
+
+def _second_differences(frames: int, like: Tensor) -> Tensor:
+    return torch.eye(frames, dtype=like.dtype, device=like.device).diff(n=2, dim=0)
+
+
+def _step_basis(motion: Motion, sight: Sight, damping: Tensor) -> tuple[Motion, Tensor]:
+    """One damped step of each track's basis."""
+    c, basis = motion
+    batch, bases, tracks, _ = basis.shape
+    H, g = _by_point(motion, sight)
+    pairs = (c[..., None] * c[..., None, :]).flatten(2)  # (B, T, K K)
+    A = (pairs.mT @ H.flatten(2)).view(batch, bases, bases, tracks, 3, 3)
+    A = A.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)  # (B, N, 3 K, 3 K)
+    right = -(c.mT @ g.flatten(2)).view(batch, bases, tracks, 3)
+
+    bend = _second_differences(c.shape[1], c) @ c
+    bend = (bend.mT @ bend)[:, None] * sight.smooth[..., None, None]  # (B, N, K, K)
+    ridge = torch.ones(bases, dtype=c.dtype, device=c.device)
+    ridge[0] = 0
+    linear = bend + torch.diag_embed(ridge / sight.reach.square()[..., None])
+    right = right - (linear @ basis.transpose(1, 2)).transpose(1, 2)
+    eye = torch.eye(3, dtype=c.dtype, device=c.device)
+    A = A + (linear[..., :, None, :, None] * eye[:, None]).flatten(4).flatten(2, 3)
+    diagonal = A.diagonal(dim1=-2, dim2=-1)
+    floor = 1e-9 * diagonal.mean(-1, keepdim=True) + 1e-12
+    A = A + torch.diag_embed(damping[..., None] * diagonal + floor)
+    factor, _ = torch.linalg.cholesky_ex(A)
+    step = torch.cholesky_solve(right.transpose(1, 2).flatten(2)[..., None], factor)
+    step = step.view(batch, tracks, bases, 3).transpose(1, 2)
+
+    trial = motion._replace(basis=basis + step)
+    better = cost(trial, sight) < cost(motion, sight)
+    basis = torch.where(better[:, None, :, None], trial.basis, basis)
+    damping = torch.where(better, damping / 10, damping * 10).clamp(1e-9, 1e6)
+    return motion._replace(basis=basis), damping
+
+
+def _step_coefficients(motion: Motion, sight: Sight) -> Motion:
+    """One step of each clip's coefficients, lightly damped."""
+    c, basis = motion
+    H, g = _by_point(motion, sight)
+    b = basis[:, 1:].transpose(1, 2)  # (B, N, K - 1, 3)
+    batch, frames, free = len(c), c.shape[1], b.shape[2]
+    Hb = (b[:, None] @ H).transpose(2, 3).flatten(3)  # (B, T, K - 1, N 3)
+    A = Hb @ b.transpose(1, 2).flatten(2).mT[:, None]
+    right = -(b[:, None] @ g[..., None])[..., 0].sum(2)
+    D = _second_differences(frames, c)
+    bend = (sight.smooth[..., None, None] * (b @ b.mT)).sum(1)  # (B, K - 1, K - 1)
+    stiff = D.mT @ D
+    right = right - stiff @ c[..., 1:] @ bend
+    S = (stiff[:, None, :, None] * bend[:, None, :, None]).contiguous()
+    S.diagonal(dim1=1, dim2=3).add_(A.permute(0, 2, 3, 1))
+    S = S.view(batch, frames * free, frames * free)
+    diagonal = S.diagonal(dim1=-2, dim2=-1)
+    S = S + torch.diag_embed(1e-2 * diagonal + 1e-9 * diagonal.mean(-1, keepdim=True) + 1e-12)
+    factor, _ = torch.linalg.cholesky_ex(S)
+    step = torch.cholesky_solve(right.flatten(1)[..., None], factor).view(batch, frames, free)
+    trial = motion._replace(coefficients=torch.cat([c[..., :1], c[..., 1:] + step], -1))
+    better = cost(trial, sight).sum(1) < cost(motion, sight).sum(1)
+    return motion._replace(coefficients=choose(better, trial.coefficients, c))

@@ -1,0 +1,531 @@
+"""Bundle adjustment against numerical derivatives, SciPy and the truth; fine-tuning."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from helpers import random_tracks, tiny_network
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import least_squares
+
+import fasttracks
+from fasttracks.geometry import Prediction, compose, exponential, logarithm, project, to_camera
+from fasttracks.losses import unsupervised
+from fasttracks.metrics import Estimate, Truth, metrics
+from fasttracks.refine.bundle import bundle, likelihood
+from fasttracks.refine.cameras import Evidence, Scene, adjust, cost, moved, normal_equations
+from fasttracks.refine.finetune import finetune
+
+DOUBLE = {"dtype": torch.float64}
+
+
+def world(frames=10, tracks=40, batch=1, seed=0, turn=0.04, path=0.25):
+    """Still points about 12 away and a random smooth camera path, in float64."""
+    g = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=g, **DOUBLE)
+
+    points = 2 * normal(batch, tracks, 3) + torch.tensor([0.0, 0.0, 12.0], **DOUBLE)
+    position = path * normal(batch, frames, 3).cumsum(1)
+    rotation = exponential(turn * normal(batch, frames, 3).cumsum(1))
+    return Scene(rotation, position, torch.zeros(batch, **DOUBLE), points), g
+
+
+def image(scene, points=None):
+    """Camera points (B, T, N, 3) and projections (B, T, N, 2)."""
+    points = scene.points[:, None] if points is None else points
+    camera = to_camera(points, scene.rotation, scene.position)
+    focal = scene.log_focal.exp()[:, None].expand(camera.shape[:2])
+    return camera, project(camera, focal)
+
+
+def prediction(scene, points=None, motion=None, bases=4):
+    """What a network would say of a scene whose points stand still."""
+    batch, frames = scene.rotation.shape[:2]
+    static = scene.points if points is None else points
+    basis = torch.cat([static[:, None], torch.zeros(batch, bases - 1, *static.shape[1:])], 1)
+    coefficients = torch.zeros(batch, frames, bases, **DOUBLE)
+    coefficients[..., 0] = 1
+    motion = torch.full(static.shape[:2], 0.01, **DOUBLE) if motion is None else motion
+    focal = scene.log_focal.exp()[:, None].expand(batch, frames)
+    world = compose(basis, coefficients)
+    camera = to_camera(world, scene.rotation, scene.position)
+    projection = project(camera, focal)
+    return Prediction(
+        scene.rotation,
+        scene.position,
+        focal,
+        coefficients,
+        basis,
+        motion,
+        world,
+        camera,
+        projection,
+    )
+
+
+def disturbed(scene, g, turn=0.03, shift=0.3, depth=0.15):
+    """The scene with cameras and points somewhat off, as a network gives it."""
+    s = scene
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=g, **DOUBLE)
+
+    return s._replace(
+        rotation=s.rotation @ exponential(turn * normal(*s.position.shape)),
+        position=s.position + shift * normal(*s.position.shape),
+        points=s.points * (depth * normal(*s.points.shape[:2], 1)).exp(),
+    )
+
+
+def evidence(scene, g, noise=0.0, scale=0.01, seen=1.0):
+    """Loose expectations around a scene, and its tracks."""
+    camera, positions = image(scene)
+    batch, frames, tracks = camera.shape[:3]
+    R = scene.rotation
+    step = (R[:, :-1].mT @ scene.position.diff(dim=1)[..., None])[..., 0]
+    ones = torch.ones(batch, frames - 1, **DOUBLE)
+    weight = (torch.rand(batch, frames, tracks, generator=g) < seen).double()
+    return Evidence(
+        positions + noise * torch.randn(positions.shape, generator=g, **DOUBLE),
+        weight,
+        torch.full((batch, tracks), scale, **DOUBLE),
+        camera[..., 2].log(),
+        0.1 * weight,
+        R[:, :-1].mT @ R[:, 1:],
+        step,
+        0.1 * ones,
+        0.1 * ones,
+        scene.log_focal,
+        torch.full((batch,), 0.1, **DOUBLE),
+        torch.ones(batch, **DOUBLE),
+    )
+
+
+def tracks_of(positions, seen=None):
+    seen = torch.ones(positions.shape[:3]) if seen is None else seen
+    return torch.cat([positions, seen.double()[..., None]], -1)
+
+
+def errors(p, truth, points=None):
+    """Metrics of a prediction against a scene."""
+    camera, positions = image(truth, points)
+    everything = torch.ones(camera.shape[:3], dtype=torch.bool)
+    judged = Truth(
+        camera,
+        truth.rotation,
+        truth.position,
+        everything,
+        everything[:, 0],
+        positions,
+        truth.log_focal.exp(),
+    )
+    estimate = Estimate(p.points_camera, p.rotation, p.position, p.projection)
+    return {name: value.amax().item() for name, value in metrics(estimate, judged).items()}
+
+
+def consistent(p):
+    """Finite, and its parts agree."""
+    assert all(value.isfinite().all() for value in p)
+    assert torch.allclose(compose(p.basis, p.coefficients), p.points, atol=1e-3)
+    assert (p.coefficients[..., 0] == 1).all()
+    camera = to_camera(p.points, p.rotation, p.position)
+    assert torch.allclose(camera, p.points_camera, atol=1e-3)
+    identity = torch.eye(3).expand_as(p.rotation)
+    assert torch.allclose(p.rotation @ p.rotation.mT, identity, atol=1e-5)
+
+
+def test_exponential_and_logarithm_are_inverse():
+    vector = torch.rand(50, 3, generator=torch.Generator().manual_seed(0), **DOUBLE) * 3 - 1.5
+    assert torch.allclose(logarithm(exponential(vector)), vector, atol=1e-9)
+    small = 1e-7 * vector
+    assert torch.allclose(logarithm(exponential(small)), small, atol=1e-12)
+    turn = exponential(torch.tensor([0.0, 0.0, math.pi / 2], **DOUBLE))
+    quarter = torch.tensor([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]], **DOUBLE)
+    assert torch.allclose(turn, quarter, atol=1e-12)
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    frames=st.integers(1, 5),
+    tracks=st.integers(1, 6),
+    seed=st.integers(0, 99),
+    noise=st.sampled_from([0.001, 0.1]),
+)
+def test_gradients_are_those_of_the_cost(frames, tracks, seed, noise):
+    truth, g = world(frames, tracks, batch=2, seed=seed)
+    e = evidence(truth, g, noise, seen=0.8)
+    # The camera-to-camera terms are exact to first order in what they leave.
+    scene = disturbed(truth, g, turn=1e-4)
+    normal = normal_equations(scene, e)
+    zero = torch.zeros(2, 6 * frames + 1, **DOUBLE), torch.zeros(2, tracks, 3, **DOUBLE)
+    by_camera, by_point = torch.autograd.functional.jacobian(
+        lambda *step: cost(moved(scene, *step), e).sum(), zero
+    )
+    assert torch.allclose(normal.cameras_right, -by_camera / 2, rtol=1e-6, atol=1e-4)
+    assert torch.allclose(normal.points_right, -by_point / 2, rtol=1e-6, atol=1e-9)
+
+
+def test_normal_equations_are_half_the_second_derivatives_where_nothing_is_left():
+    truth, g = world(4, 6)
+    e = evidence(truth, g, seen=0.8)
+    normal = normal_equations(truth, e)
+    zero = torch.zeros(1, 25, **DOUBLE), torch.zeros(1, 6, 3, **DOUBLE)
+    (cc, cp), (_, pp) = torch.autograd.functional.hessian(
+        lambda *step: cost(moved(truth, *step), e)[0], zero
+    )
+    scale = normal.cameras.abs().max()
+    assert torch.allclose(normal.cameras[0], cc[0, :, 0] / 2, atol=1e-9 * scale)
+    assert torch.allclose(normal.mixed[0], cp[0, :, 0] / 2, atol=1e-9 * scale)
+    blocks = pp[0, :, :, 0].diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+    assert torch.allclose(normal.points[0], blocks / 2, atol=1e-9 * scale)
+
+
+def test_agrees_with_scipy():
+    truth, g = world(5, 20, seed=3)
+    # Offsets far below the scale: the cost is a sum of squares, which SciPy minimises as well.
+    e = evidence(truth, g, noise=2e-3, scale=1.0, seen=0.85)
+    e = e._replace(depth_weight=1e-6 * e.weight, turn_weight=0 * e.turn_weight)
+    e = e._replace(step_weight=0 * e.step_weight, focal_weight=torch.full((1,), 1e-3, **DOUBLE))
+    start = disturbed(truth, g)
+
+    def residuals(x):
+        step = torch.zeros(1, 31, **DOUBLE)
+        step[0, 6:] = torch.from_numpy(x[:25])
+        scene = moved(start, step, torch.from_numpy(x[25:]).view(1, 20, 3))
+        camera, positions = image(scene)
+        parts = [
+            e.weight[..., None] * (positions - e.positions),
+            e.depth_weight.sqrt() * (camera[..., 2].log() - e.log_depth),
+            e.focal_weight.sqrt() * (scene.log_focal - e.log_focal),
+        ]
+        return torch.cat([part.flatten() for part in parts]).numpy()
+
+    best = least_squares(residuals, np.zeros(85), xtol=1e-14, ftol=1e-14, gtol=1e-14)
+    ours = adjust(start, e, torch.full((1,), 1e-3, **DOUBLE), 60).scene
+    assert math.isclose(cost(ours, e).item(), 2 * best.cost, rel_tol=1e-4)
+    step = torch.zeros(1, 31, **DOUBLE)
+    step[0, 6:] = torch.from_numpy(best.x[:25])
+    theirs = moved(start, step, torch.from_numpy(best.x[25:]).view(1, 20, 3))
+    assert torch.allclose(image(ours)[1], image(theirs)[1], atol=1e-5)
+    assert torch.allclose(ours.rotation, theirs.rotation, atol=1e-4)
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    seed=st.integers(0, 99), outliers=st.sampled_from([0.0, 0.3]), seen=st.sampled_from([0.5, 1])
+)
+def test_no_step_raises_the_cost(seed, outliers, seen):
+    truth, g = world(6, 15, batch=2, seed=seed)
+    e = evidence(truth, g, noise=1e-3, seen=seen)
+    astray = torch.rand(2, 1, 15, 1, generator=g) < outliers
+    e = e._replace(positions=e.positions + astray * torch.randn(2, 6, 15, 2, generator=g))
+    scene, damping = disturbed(truth, g, 0.2, 1.0, 0.5), torch.full((2,), 1e-3, **DOUBLE)
+    last = cost(scene, e)
+    for _ in range(8):
+        scene, damping, _ = adjust(scene, e, damping, 1)
+        now = cost(scene, e)
+        assert (now <= last).all()
+        last = now
+
+
+@pytest.mark.parametrize("outliers", [0.0, 0.4])
+def test_finds_the_truth_despite_outliers(outliers):
+    truth, g = world(12, 80, batch=2, seed=1)
+    positions = image(truth)[1]
+    astray = torch.rand(2, 80, generator=g) < outliers
+    wander = torch.randn(positions.shape, generator=g, **DOUBLE).cumsum(1) * 0.05
+    positions = torch.where(astray[:, None, :, None], positions + wander, positions)
+    start = prediction(disturbed(truth, g, turn=0.02, shift=0.1))
+    result, report = bundle(start, tracks_of(positions), torch.tensor([True, True]))
+    consistent(result)
+    assert (report.cost_after < report.cost_before).all()
+    assert torch.allclose(result.rotation[:, 0], start.rotation[:, 0].float(), atol=1e-6)
+    assert torch.allclose(result.position[:, 0], start.position[:, 0].float(), atol=1e-5)
+    found = errors(result, truth)
+    assert found["rpe_rotation"] < 0.03
+    assert found["ate"] < 0.05
+    if not outliers:
+        assert found["absrel"] < 1e-3
+        assert found["reprojection"] < 0.05
+
+
+def test_a_reversed_relief_is_put_right():
+    truth, g = world(16, 80, seed=2, turn=0.0, path=0.0)
+    # Around the points, which are rather shallow: near and far are easily exchanged.
+    angle = torch.linspace(-0.2, 0.2, 16, **DOUBLE)
+    zero = torch.zeros_like(angle)
+    rotation = exponential(torch.stack([zero, angle, zero], -1))[None]
+    centre = torch.tensor([0.0, 0.0, 16.0], **DOUBLE)
+    points = truth.points - torch.tensor([0.0, 0.0, 12.0], **DOUBLE) + centre
+    truth = Scene(rotation, centre - 16 * rotation[..., 2], truth.log_focal, points)
+    mirror = torch.tensor([1.0, 1.0, -1.0], **DOUBLE)
+    wrong = Scene(
+        rotation.mT,
+        centre - 16 * rotation.mT[..., 2],
+        truth.log_focal,
+        (points - centre) * mirror + centre,
+    )
+    noise = 1e-4 * torch.randn(1, 16, 80, 2, generator=g, **DOUBLE)
+    result, _ = bundle(prediction(wrong), tracks_of(image(truth)[1] + noise), torch.ones(1) > 0)
+    assert errors(prediction(wrong), truth)["rpe_rotation"] > 1
+    found = errors(result, truth)
+    assert found["rpe_rotation"] < 0.05
+    assert found["absrel"] < 0.01
+
+
+def test_the_focal_length_is_found_unless_it_is_known():
+    truth, g = world(16, 80, batch=2, seed=4, turn=0.08, path=1.0)
+    truth = truth._replace(log_focal=torch.full((2,), math.log(1.1), **DOUBLE))
+    start = disturbed(truth, g, 0.02, 0.1)._replace(log_focal=torch.zeros(2, **DOUBLE))
+    known = torch.tensor([False, True])
+    result, _ = bundle(prediction(start), tracks_of(image(truth)[1]), known)
+    assert math.isclose(result.focal[0, 0].item(), 1.1, rel_tol=0.01)
+    assert (result.focal[1] == 1).all()
+
+
+def test_moving_points_are_followed():
+    truth, g = world(20, 60, seed=5)
+    time = torch.linspace(0, 1, 20, **DOUBLE)
+    paths = torch.stack([torch.sin(3 * time), time, torch.cos(2 * time)], -1)
+    moves = torch.arange(60) < 20
+    points = truth.points[:, None] + moves[None, None, :, None] * paths[None, :, None]
+    positions = image(truth, points)[1]
+    motion = torch.where(moves, 0.2, 0.01).double()[None]
+    start = prediction(disturbed(truth, g, turn=0.02, shift=0.1), motion=motion)
+    result, _ = bundle(start, tracks_of(positions), torch.ones(1) > 0)
+    consistent(result)
+    found = errors(result, truth, points)
+    assert found["ate"] < 0.1
+    assert found["reprojection"] < 0.5
+    assert errors(start, truth, points)["reprojection"] > 10
+    # Still points stay still.
+    assert result.basis[:, 1:, ~moves].abs().max() < 0.02
+
+
+def _rotating():
+    truth, _ = world(8, 30, path=0.0)
+    return truth, image(truth)[1], None, "no parallax"
+
+
+def _still():
+    truth, _ = world(8, 30, turn=0.0, path=0.0)
+    return truth, image(truth)[1], None, "no parallax"
+
+
+def _all_moving():
+    truth, g = world(10, 40)
+    positions = image(truth)[1]
+    walk = 0.1 * torch.randn(positions.shape, generator=g, **DOUBLE).cumsum(1)
+    return truth, positions + walk, None, "static|kept"
+
+
+def _few(frames, tracks):
+    truth, _ = world(frames, tracks)
+    return truth, image(truth)[1], None, ""
+
+
+def _doubled():
+    truth, _ = world(8, 20)
+    truth = truth._replace(points=truth.points[:, torch.arange(20) // 10])
+    return truth, image(truth)[1], None, ""
+
+
+def _unseen(share):
+    truth, g = world(8, 20)
+    seen = torch.rand(1, 1, 20, generator=g).expand(1, 8, 20) >= share
+    return truth, image(truth)[1], seen, "kept" if share == 1 else ""
+
+
+def _behind():
+    truth, _ = world(8, 20)
+    return truth._replace(points=-truth.points), image(truth)[1], None, ""
+
+
+@pytest.mark.parametrize(
+    "clip",
+    [
+        _rotating(),
+        _still(),
+        _all_moving(),
+        _few(10, 3),
+        _few(2, 20),
+        _few(1, 20),
+        _few(6, 1),
+        _doubled(),
+        _unseen(0.5),
+        _unseen(1),
+        _behind(),
+    ],
+    ids=[
+        "rotation",
+        "still",
+        "moving",
+        "3 tracks",
+        "2 frames",
+        "1 frame",
+        "1 track",
+        "duplicates",
+        "half unseen",
+        "unseen",
+        "behind the cameras",
+    ],
+)
+def test_degenerate_clips_end_finite_and_say_so(clip):
+    truth, positions, seen, said = clip
+    g = torch.Generator().manual_seed(9)
+    noise = 1e-3 * torch.randn(positions.shape, generator=g, **DOUBLE)
+    start = prediction(disturbed(truth, g))
+    result, report = bundle(start, tracks_of(positions + noise, seen), torch.ones(1) > 0)
+    consistent(result)
+    assert (report.cost_after <= report.cost_before).all()
+    assert any(word in report.outcome[0] for word in said.split("|"))
+    # Neither scale nor distances run away.
+    spread = result.points_camera.abs().max() / start.points_camera.abs().max()
+    assert spread < 20
+
+
+def test_without_parallax_depths_stay_about_those_given():
+    truth, positions, _, _ = _rotating()
+    g = torch.Generator().manual_seed(2)
+    start = disturbed(truth, g, shift=0.0)
+    result, _ = bundle(prediction(start), tracks_of(positions), torch.ones(1) > 0)
+    assert errors(result, truth)["rpe_rotation"] < 0.2
+    before, after = errors(prediction(start), truth)["absrel"], errors(result, truth)["absrel"]
+    assert after < 1.1 * before
+
+
+def test_clips_of_a_batch_are_adjusted_alone():
+    truth, g = world(8, 30, batch=3, seed=7)
+    start, tracks = prediction(disturbed(truth, g)), tracks_of(image(truth)[1])
+    known = torch.tensor([True, False, True])
+    together, _ = bundle(start, tracks, known)
+    for i in range(3):
+        one = Prediction(*(value[i : i + 1] for value in start))
+        alone, _ = bundle(one, tracks[i : i + 1], known[i : i + 1])
+        # Rounding may choose another start, which ends in the same place but for the scale.
+        assert torch.allclose(alone.rotation[0], together.rotation[i], atol=2e-3)
+        assert torch.allclose(alone.projection[0], together.projection[i], atol=1e-3)
+
+
+def test_likelihood_prefers_the_truth():
+    truth, g = world(8, 30)
+    e = evidence(truth, g, noise=1e-3)
+    calm = torch.ones_like(e.scale)
+    assert likelihood(truth, e, calm) < likelihood(disturbed(truth, g), e, calm)
+
+
+def test_shipped_weights_are_halved_in_error():
+    from fasttracks.training.library import load as load_library
+    from fasttracks.training.scenes import generate, seeded
+    from fasttracks.training.variety import CASUAL
+
+    orbit = replace(CASUAL, cameras=(1, 0, 0, 0, 0, 0, 0), unknown_focal=0, swing=(20, 60))
+    library = load_library(None, "validation", "cpu")
+    clips = generate(
+        3,
+        24,
+        96,
+        library=library,
+        generator=seeded(5, "validation", "cpu"),
+        variety=orbit,
+    )
+    with torch.no_grad():
+        start = fasttracks.load("base", device="cpu", precision="fp32")(clips.tracks)
+    result, _ = bundle(start, clips.tracks, clips.focal == 1)
+    before, after = (
+        metrics(Estimate(p.points_camera, p.rotation, p.position, p.projection), clips.truth)
+        for p in (start, result)
+    )
+    for name in ("ate", "rpe_rotation", "reprojection"):
+        assert (after[name] < 1.02 * before[name]).all(), name
+        assert after[name].median() < 0.5 * before[name].median(), name
+
+
+def test_fine_tuning_lowers_the_loss_and_leaves_the_network_alone():
+    network, tracks = tiny_network(dtype=torch.float32), random_tracks(9, 40, batch=2).float()
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    options = {"steps": 60, "learning_rate": 1e-3, "at_once": 24}
+    tuned, report = finetune(network, tracks, **options)
+    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+    assert all(p.grad is None for p in network.parameters())
+    with torch.no_grad():
+        before = unsupervised(network(tracks), tracks).total
+    assert torch.allclose(report.loss_before, before, rtol=1e-4)
+    assert torch.allclose(unsupervised(tuned, tracks).total, report.loss_after)
+    assert (report.loss_after < 0.95 * before).all()
+    assert report.steps == [60, 60]
+    again, _ = finetune(network, tracks, **options)
+    assert torch.equal(again.points, tuned.points)
+    alone, _ = finetune(network, tracks[1:], **options)
+    assert torch.allclose(alone.points[0], tuned.points[1], rtol=1e-4, atol=1e-4)
+
+
+def test_fine_tuning_keeps_the_best_and_stops_early():
+    network, tracks = tiny_network(dtype=torch.float32), random_tracks(5, 8).float()
+    wild, report = finetune(network, tracks, steps=1000, learning_rate=10.0)
+    assert report.loss_after <= report.loss_before
+    assert report.steps[0] < 1000
+    with torch.no_grad():
+        given = network(tracks)
+    if "kept" in report.outcome[0]:
+        assert torch.equal(wild.points, given.points)
+    assert wild.points.isfinite().all()
+
+
+@pytest.mark.parametrize("refine", ["bundle", "finetune"])
+def test_reconstruct_refines_batches(refine, monkeypatch):
+    monkeypatch.setattr("fasttracks.refine.finetune._CHECK_EVERY", 2)
+    monkeypatch.setattr("fasttracks.refine.finetune._PATIENCE", 2)
+    truth, _ = world(8, 20, batch=2)
+    pixels = (640 * image(truth)[1] + torch.tensor([319.5, 239.5], **DOUBLE)).numpy()
+    camera = np.array([[640, 0, 319.5], [0, 640, 239.5], [0, 0, 1]])
+    network = tiny_network(dtype=torch.float32)
+    results = fasttracks.reconstruct(pixels, intrinsics=camera, model=network, refine=refine)
+    plain = fasttracks.reconstruct(pixels, intrinsics=camera, model=network)
+    for result, without in zip(results, plain, strict=True):
+        assert result.refinement
+        assert without.refinement is None
+        composed = np.einsum("tk,knc->tnc", result.coefficients, result.basis)
+        assert np.allclose(composed, result.points, atol=1e-3)
+        flat = np.einsum(
+            "tij,tnj->tni", result.intrinsics, result.points_camera / result.depth[..., None]
+        )
+        assert np.allclose(flat[..., :2], result.reprojection, atol=0.05)
+        if refine == "bundle":
+            assert result.median_reprojection_error < without.median_reprojection_error
+
+
+def test_how_refinement_went_is_saved(tmp_path):
+    tracks = np.random.default_rng(0).uniform(0, 640, (5, 9, 2))
+    result = fasttracks.reconstruct(
+        tracks, image_size=(640, 640), model=tiny_network(dtype=torch.float32), refine="bundle"
+    )
+    result.save(tmp_path / "r.npz")
+    assert fasttracks.Reconstruction.load(tmp_path / "r.npz").refinement == result.refinement
+
+
+@pytest.mark.gpu
+def test_cuda_adjusts_as_the_cpu_does():
+    truth, g = world(30, 200, batch=2, seed=8)
+    start, tracks = prediction(disturbed(truth, g)), tracks_of(image(truth)[1])
+    known = torch.tensor([True, False])
+    cuda = Prediction(*(value.cuda() for value in start))
+    result, report = bundle(cuda, tracks.cuda(), known.cuda())
+    expected, _ = bundle(start, tracks, known)
+    assert report.outcome == ["converged"] * 2
+    assert torch.allclose(result.rotation.cpu(), expected.rotation, atol=1e-3)
+    assert errors(Prediction(*(value.cpu() for value in result)), truth)["ate"] < 0.05
+
+
+@pytest.mark.gpu
+def test_fine_tuning_runs_compiled_in_bfloat16():
+    network = fasttracks.load("base", device="cuda")
+    tracks = random_tracks(20, 100).float().cuda()
+    tuned, report = finetune(network, tracks, steps=50, at_once=64)
+    assert report.loss_after < report.loss_before
+    assert tuned.points.isfinite().all()
