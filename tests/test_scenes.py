@@ -235,3 +235,16 @@ def test_on_a_gpu() -> None:
     for name, value in values(clips).items():
         assert value.is_cuda, name
         assert value.isfinite().all(), name
+
+
+def test_seeds_differ_beyond_32_bits():
+    seeds = [
+        (0, "train"),
+        (0, "validation"),
+        (1, "train"),
+        (1 << 32, "train"),
+        ((1 << 32) + 1, "train"),
+    ]
+    drawn = [torch.rand(3, generator=scenes.seeded(*s, "cpu")) for s in seeds]
+    assert torch.equal(drawn[0], torch.rand(3, generator=scenes.seeded(*seeds[0], "cpu")))
+    assert len({tuple(d.tolist()) for d in drawn}) == len(seeds)

@@ -19,7 +19,7 @@ from fasttracks.refine.motion import Motion, Sight, adjust_motion
 NOISE = 0.5 / 525  # least scale of a track's offsets, in units of the focal length
 DEPTH, FOCAL = 0.5, 0.1  # deviation, as a share, of the network's depths and focal lengths
 TURN, STEP = 0.05, 0.1  # of its camera steps: radians, and as a share of the median depth
-MOVING_DEPTH = 0.15  # and of its depths of what moves
+MOVING_DEPTH = 0.02  # of a whole track of its depths of what moves
 ACCELERATION = 0.01  # of what moves, as a share of the median depth, a frame²
 STATIC = 6 * NOISE, 4  # a track whose static scale is less, seen so often, doesn't move
 NO_PARALLAX = 0.01  # radians that the views of static points are spread over

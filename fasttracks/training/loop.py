@@ -14,6 +14,7 @@ import torch
 import torch._dynamo
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
 from fasttracks.config import Config
@@ -25,6 +26,15 @@ from fasttracks.network import TracksTo4D
 from fasttracks.training.sources import Batch, Source
 from fasttracks.training.supervision import supervised
 from fasttracks.weights import load, save
+
+# In order of preference; forward and backward together cuDNN's is the fastest on an H100, where a
+# step takes 63 ms with it and 72 with torch's own choice.
+_ATTENTION = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
 
 
 @dataclass(frozen=True)
@@ -164,7 +174,10 @@ def start(
 def forward(network: TracksTo4D, tracks: Tensor) -> Prediction:
     """The network with its blocks in bfloat16 where there is CUDA; all else in float32."""
     x = network.embedding(tracks)
-    with torch.autocast("cuda", torch.bfloat16, enabled=tracks.is_cuda):
+    with (
+        torch.autocast("cuda", torch.bfloat16, enabled=tracks.is_cuda),
+        sdpa_kernel(_ATTENTION, set_priority=True),
+    ):
         for block in network.blocks:
             x = block(x)
     return network.read(x.float())

@@ -8,6 +8,7 @@ World: z up, ground at 0 (below, where only a backdrop is seen), lengths such th
 4 to 16 units from the camera. Cameras as in `geometry`: x right, y down, z forward.
 """
 
+import hashlib
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,7 @@ from fasttracks.geometry import MIN_DEPTH
 from fasttracks.metrics import Truth
 from fasttracks.training.casting import in_sight
 from fasttracks.training.degrade import degrade
-from fasttracks.training.library import SPLITS, Library
+from fasttracks.training.library import Library
 from fasttracks.training.queries import attach, place_queries
 from fasttracks.training.sampling import Draw, rotate_back
 from fasttracks.training.stage import Scene, choose_lens, compose
@@ -59,8 +60,12 @@ class Clips:
 
 
 def seeded(seed: int, split: str, device: str | torch.device) -> torch.Generator:
-    """A generator for a split; equal seeds of different splits draw different numbers."""
-    return torch.Generator(device).manual_seed(len(SPLITS) * seed + SPLITS.index(split))
+    """A generator for a split; any other seed or split draws other numbers.
+
+    Mixed first, as a CPU's generator takes no more than the low 32 bits of its seed.
+    """
+    mixed = hashlib.blake2b(f"{split} {seed}".encode(), digest_size=7).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(mixed, "little"))
 
 
 @torch.no_grad()

@@ -77,7 +77,7 @@ def recordings(clips: Sequence[Tracks], seed: int, device: torch.device) -> Sour
     inputs = [normalise(clip, clip.camera()).float() for clip in clips]
 
     def source(shape: tuple[int, int, int], step: int) -> Batch:
-        draw = torch.Generator().manual_seed((seed << 32) + step)
+        draw = seeded((seed << 32) + step, "recordings", "cpu")
         batch, frames, tracks = shape
         pieces = []
         for _ in range(batch):

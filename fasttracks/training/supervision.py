@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import huber_loss
 
 from fasttracks.geometry import Prediction, project, to_camera
 from fasttracks.metrics import Truth
@@ -20,7 +21,7 @@ WEIGHTS = {
     "rotation": 2.0,
     "position": 2.0,
     "path": 0.2,
-    "focal": 0.5,
+    "focal": 1.0,
 }
 
 
@@ -34,7 +35,7 @@ class Supervised(NamedTuple):
     rotation: Tensor  # relative rotations of frame pairs
     position: Tensor  # relative positions of frame pairs, relative to the median depth
     path: Tensor  # the same, relative to the length of the path
-    focal: Tensor  # relative error of the focal length
+    focal: Tensor  # relative error of the focal length, squared below a tenth
     motion: Tensor  # -log likelihood of the static scene's reprojection under γ; trains γ alone
 
 
@@ -76,7 +77,11 @@ def supervised(prediction: Prediction, truth: Truth) -> Supervised:
         "rotation": rotation,
         "position": position / size,
         "path": position / (path + 0.1 * size),
-        "focal": (p.focal / truth.focal[:, None] - 1).abs().mean(1),
+        # Square near zero: most clips have a known lens, and a median of them all is no correction.
+        "focal": huber_loss(
+            p.focal / truth.focal[:, None], torch.ones_like(p.focal), reduction="none", delta=0.1
+        ).mean(1)
+        / 0.1,
     }
     total = torch.stack([WEIGHTS[name] * term for name, term in terms.items()]).sum(0)
     motion = motion.sum((1, 2))
