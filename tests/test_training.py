@@ -66,8 +66,8 @@ def test_a_stopped_run_goes_on_with_the_same_curve(source, tmp_path):
 
 
 def test_supervision_learns_one_batch(source, tmp_path):
-    batch = source((2, 6, 12), 0)
-    run = tiny_run(replace(SHORT, steps=150, shapes=((2, 6, 12),), warm_up=10, learning_rate=3e-3))
+    batch = source((2, 6, 12), 1)
+    run = tiny_run(replace(SHORT, steps=400, shapes=((2, 6, 12),), warm_up=10, learning_rate=3e-3))
     before = supervised(run.network(batch[0]), batch[1])
     train(run, lambda *_: batch, tmp_path, validation={}, report_every=50)
     after = supervised(run.network(batch[0]), batch[1])
