@@ -124,10 +124,9 @@ def test_video_to_page_and_exports(capsys, monkeypatch):
         assert complaint in fails(arguments, capsys)
 
     for form, wanted in FORMATS.items():
-        arguments = ["export", f"{result}.npz", form, "-o", f"out-{form}"]
-        arguments[-1] += "" if "-" in wanted.ending else wanted.ending
+        arguments = ["export", f"{result}.npz", form]
         assert main(arguments) == 0
-        assert Path(arguments[-1]).exists()
+        assert Path(result + wanted.ending).exists()
         capsys.readouterr()
         assert "exists" in fails(arguments, capsys)
         assert main([*arguments, "--force"]) == 0

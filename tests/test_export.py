@@ -9,6 +9,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from fasttracks import InputError, Reconstruction
+from fasttracks.export import FORMATS
 
 T, N, K = 6, 40, 4
 SIZE = (240, 320)
@@ -210,3 +211,8 @@ def test_gltf_mesh_in_trimesh(rec, tmp_path):
 def test_exports_are_light():
     code = "import fasttracks.export, sys; print('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "False\n"
+
+
+def test_formats_have_names_of_their_own():
+    endings = [form.ending for form in FORMATS.values()]
+    assert len(set(endings)) == len(endings)

@@ -20,8 +20,8 @@ FORMATS = {
     "ply": Format("the static points with colour and motion", "to_ply", ".ply", {}),
     "ply-frames": Format("a folder with one .ply a frame", "to_ply", "-ply", {}),
     "colmap": Format("COLMAP's sparse model", "to_colmap", "-colmap", {}),
-    "colmap-text": Format("the same as text", "to_colmap", "-colmap", {"text": True}),
-    "tum": Format("camera path: time, position, quaternion", "to_tum", ".txt", {}),
-    "kitti": Format("camera path: 3 × 4 matrices", "to_kitti", ".txt", {}),
+    "colmap-text": Format("the same as text", "to_colmap", "-colmap-text", {"text": True}),
+    "tum": Format("camera path: time, position, quaternion", "to_tum", "-tum.txt", {}),
+    "kitti": Format("camera path: 3 × 4 matrices", "to_kitti", "-kitti.txt", {}),
     "gltf": Format("animated points and camera, for Blender", "to_gltf", ".glb", {}),
 }
