@@ -15,7 +15,7 @@ from torch import Tensor
 from fasttracks.config import Config
 from fasttracks.engine import Engine
 from fasttracks.errors import InputError
-from fasttracks.geometry import Prediction
+from fasttracks.geometry import Prediction, rotation_angle
 from fasttracks.network import TracksTo4D
 from fasttracks.pipeline import normalise
 from fasttracks.reference import forward as reference
@@ -62,10 +62,7 @@ def truth(network: TracksTo4D, inputs: Tensor) -> Prediction:
 def errors(prediction: Prediction, exact: Prediction) -> dict[str, float]:
     """Relative error of world points, the largest of rotations, and p99 of reprojection."""
     p, q = (Prediction(*(t.double() for t in both)) for both in (prediction, exact))
-    turn = p.rotation.mT @ q.rotation
-    # From the sine: the cosine can't tell small angles.
-    axis = torch.stack([turn[..., i, j] - turn[..., j, i] for i, j in ((2, 1), (0, 2), (1, 0))], -1)
-    angle = torch.rad2deg(torch.asin((axis.norm(dim=-1) / 2).clamp(max=1)))
+    angle = torch.rad2deg(rotation_angle(p.rotation.mT @ q.rotation))
     moved = FOCAL * (p.projection - q.projection).norm(dim=-1)
     rank = max(1, round(0.99 * moved.numel()))
     return {

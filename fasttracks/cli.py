@@ -448,9 +448,7 @@ def _parser() -> argparse.ArgumentParser:
         "sizes", nargs="*", metavar="TRACKSxFRAMES", help="such as 256x50; else the usual ones"
     )
     sub.add_argument("--calls", type=int, default=100, help="timed, of each size")
-    sub.add_argument("--model", default="base", help="a shipped name or a weights file")
-    sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    sub.add_argument("--precision", default="auto", help="auto, fp32, fp16, bf16")
+    _network_options(sub)
     sub.add_argument("--backend", default="auto", help="auto, triton, torch")
 
     command(env, "print versions and devices, for a bug report")
@@ -497,9 +495,7 @@ def _add_training(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument(
         "input", metavar="FOLDER", help="of clips as fasttracks.evaluation.save_clip writes them"
     )
-    sub.add_argument("--model", default="base", help="a shipped name or a weights file")
-    sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    sub.add_argument("--precision", default="auto", help="auto, fp32, fp16, bf16")
+    _network_options(sub)
     _refine_option(sub)
 
 
@@ -508,10 +504,14 @@ def _output_options(sub: argparse.ArgumentParser, default: str) -> None:
     sub.add_argument("--force", action="store_true", help="replace the output if it exists")
 
 
-def _model_options(sub: argparse.ArgumentParser) -> None:
+def _network_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--model", default="base", help="a shipped name or a weights file")
     sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     sub.add_argument("--precision", default="auto", help="auto, fp32, fp16, bf16")
+
+
+def _model_options(sub: argparse.ArgumentParser) -> None:
+    _network_options(sub)
     sub.add_argument("--focal", type=float, metavar="PX", help="focal length in pixels, if known")
     _refine_option(sub)
 

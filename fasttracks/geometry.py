@@ -57,10 +57,32 @@ def exponential(vector: Tensor) -> Tensor:
 def logarithm(rotation: Tensor) -> Tensor:
     """Rotations (..., 3, 3) by less than half a turn to rotation vectors (..., 3) in radians."""
     r = rotation
-    axis = torch.stack([r[..., i, j] - r[..., j, i] for i, j in ((2, 1), (0, 2), (1, 0))], -1) / 2
+    axis = _twice_axis(r) / 2
     sin = axis.square().sum(-1, keepdim=True).add(1e-16).sqrt()
     cos = (r.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True) - 1) / 2
     return axis * (torch.atan2(sin, cos) / sin)
+
+
+def rotation_angle(rotation: Tensor) -> Tensor:
+    """Angles (...) in radians, 0 to π, of rotations (..., 3, 3)."""
+    trace = rotation.diagonal(dim1=-2, dim2=-1).sum(-1)
+    # atan2 keeps its accuracy at small angles, where arccos loses it.
+    return torch.atan2(_twice_axis(rotation).norm(dim=-1), trace - 1)
+
+
+def _twice_axis(r: Tensor) -> Tensor:
+    """Axes of rotations, as long as twice the sine of the angle."""
+    return torch.stack([r[..., i, j] - r[..., j, i] for i, j in ((2, 1), (0, 2), (1, 0))], -1)
+
+
+def camera_steps(rotation: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+    """From each camera (B, T, 3, 3), (B, T, 3) to the next, as that camera sees it.
+
+    Returns:
+        turns (B, T - 1, 3, 3) and steps (B, T - 1, 3).
+    """
+    back = rotation[:, :-1].mT
+    return back @ rotation[:, 1:], (back @ position.diff(dim=1)[..., None])[..., 0]
 
 
 def cross_matrix(vector: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fasttracks.geometry import camera_steps, rotation_angle
+
 FOCAL_LENGTH = 525.0  # pixels, at which reprojection errors are stated
 TAPVID_PIXELS = (1, 2, 4, 8, 16)
 
@@ -92,29 +94,14 @@ def _trajectory(estimate: Estimate, truth: Truth) -> dict[str, Tensor]:
     target = truth.position.double()
     aligned = scale[:, None, None] * (estimate.position.double() @ rotation.mT) + shift[:, None]
     path = target.diff(dim=1).norm(dim=-1).sum(1).clamp(min=1e-9)
-    turn = _relative_rotation(estimate.rotation.double()).mT @ _relative_rotation(
-        truth.rotation.double()
-    )
-    # atan2 keeps its accuracy at small angles, where arccos loses it.
-    axis = torch.stack([turn[..., i, j] - turn[..., j, i] for i, j in ((2, 1), (0, 2), (1, 0))], -1)
-    trace = turn.diagonal(dim1=-2, dim2=-1).sum(-1)
-    angle = torch.rad2deg(torch.atan2(axis.norm(dim=-1), trace - 1))
-    step_error = _relative_position(aligned, rotation[:, None] @ estimate.rotation.double()) - (
-        _relative_position(target, truth.rotation.double())
-    )
+    turn, step = camera_steps(rotation[:, None] @ estimate.rotation.double(), aligned)
+    true_turn, true_step = camera_steps(truth.rotation.double(), target)
+    angle = torch.rad2deg(rotation_angle(turn.mT @ true_turn))
     return {
         "ate": 100 * _rms((aligned - target).norm(dim=-1)) / path,
         "rpe_rotation": _rms(angle),
-        "rpe_position": 100 * _rms(step_error.norm(dim=-1)) / path,
+        "rpe_position": 100 * _rms((step - true_step).norm(dim=-1)) / path,
     }
-
-
-def _relative_rotation(rotation: Tensor) -> Tensor:
-    return rotation[:, :-1].mT @ rotation[:, 1:]
-
-
-def _relative_position(position: Tensor, rotation: Tensor) -> Tensor:
-    return (rotation[:, :-1].mT @ position.diff(dim=1)[..., None])[..., 0]
 
 
 def _tapvid3d(estimate: Estimate, truth: Truth) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from fasttracks.geometry import Prediction, compose, exponential, project, to_camera
+from fasttracks.geometry import Prediction, camera_steps, compose, exponential, project, to_camera
 from fasttracks.refine.cameras import Evidence, Scene, adjust, choose
 from fasttracks.refine.motion import Motion, Sight, adjust_motion
 
@@ -120,7 +120,7 @@ class _Problem(NamedTuple):
         static = p.basis[:, 0]
         depth = to_camera(static[:, None], p.rotation, p.position)[..., 2]
         depth = _in_front(depth)
-        step = (p.rotation[:, :-1].mT @ p.position.diff(dim=1)[..., None])[..., 0]
+        turn, step = camera_steps(p.rotation, p.position)
         ones = torch.ones_like(step[..., 0])
         calm = 2 * torch.quantile(p.motion, 0.2, dim=1, keepdim=True)
         return cls(
@@ -132,7 +132,7 @@ class _Problem(NamedTuple):
                 depth.log(),
                 # One expectation a track, not one a frame: its errors are the same in all.
                 observed / observed.sum(1, keepdim=True).clamp(min=1) / DEPTH**2,
-                p.rotation[:, :-1].mT @ p.rotation[:, 1:],
+                turn,
                 step,
                 ones / TURN**2,
                 ones / (STEP * _median(depth.flatten(1))[:, None]) ** 2,

@@ -12,7 +12,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fasttracks.geometry import MIN_DEPTH, cross_matrix, exponential, logarithm, project, to_camera
+from fasttracks.geometry import (
+    MIN_DEPTH,
+    camera_steps,
+    cross_matrix,
+    exponential,
+    logarithm,
+    project,
+    to_camera,
+)
 
 
 class Scene(NamedTuple):
@@ -195,20 +203,16 @@ def moved(scene: Scene, step: Tensor, shift: Tensor) -> Scene:
 
 def _relative(scene: Scene, evidence: Evidence) -> tuple[Tensor, Tensor]:
     """Turn and step from each camera to the next, less what is expected: (B, T - 1, 3) each."""
-    R = scene.rotation
-    turn = logarithm(evidence.turn.mT @ (R[:, :-1].mT @ R[:, 1:]))
-    step = (R[:, :-1].mT @ scene.position.diff(dim=1)[..., None])[..., 0]
-    return turn, step - evidence.step
+    turn, step = camera_steps(scene.rotation, scene.position)
+    return logarithm(evidence.turn.mT @ turn), step - evidence.step
 
 
 def _add_relative(blocks: Tensor, right: Tensor, scene: Scene, evidence: Evidence) -> None:
     """Add the camera-to-camera terms to the blocks (B, T, 6, T, 6), right (B, T, 6)."""
     turn, step = _relative(scene, evidence)
-    R = scene.rotation
-    relative = R[:, :-1].mT @ R[:, 1:]
-    eye = torch.eye(3, dtype=R.dtype, device=R.device).expand_as(relative)
+    relative, ahead = camera_steps(scene.rotation, scene.position)
+    eye = torch.eye(3, dtype=ahead.dtype, device=ahead.device).expand_as(relative)
     zero = torch.zeros_like(relative)
-    ahead = (R[:, :-1].mT @ scene.position.diff(dim=1)[..., None])[..., 0]
     # For small residuals d turn = ω' − relativeᵀ ω and d step = ahead × ω − τ + relative τ'.
     former = torch.cat(
         [torch.cat([-relative.mT, zero], -1), torch.cat([cross_matrix(ahead), -eye], -1)], -2

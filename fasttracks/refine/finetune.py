@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fasttracks.geometry import Prediction
 from fasttracks.losses import unsupervised
 from fasttracks.network import TracksTo4D
-from fasttracks.training.loop import forward
+from fasttracks.training.loop import HEAD_RATE, forward, split_head
 
 _WARM_UP = 50  # steps
 _CHECK_EVERY = 25
@@ -68,15 +68,13 @@ def _tune(
 
     device = clip.device
     tuned = copy.deepcopy(network).float().requires_grad_(True)
-    # The camera head sums 7936 inputs: what is a small step elsewhere is a leap there. And Adam's
-    # first steps are as long as any, whatever the gradient.
-    head = list(tuned.camera.parameters())
-    others = [p for p in tuned.parameters() if all(p is not q for q in head)]
+    head, others = split_head(tuned)
     groups: list[dict[str, Any]] = [
         {"params": others},
-        {"params": head, "lr": 0.1 * learning_rate},
+        {"params": head, "lr": HEAD_RATE * learning_rate},
     ]
     optimizer = torch.optim.Adam(groups, learning_rate, fused=device.type == "cuda")
+    # Adam's first steps are as long as any, whatever the gradient.
     warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / _WARM_UP, total_iters=_WARM_UP)
     count = clip.shape[2]
     at_once = min(count, at_once or _AT_ONCE[device.type])

@@ -59,19 +59,27 @@ class Schedule:
     seed: int = 0
 
 
+# The camera head sums 7936 inputs: what is a small step elsewhere is a leap there.
+HEAD_RATE = 0.1
+
+
+def split_head(network: TracksTo4D) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The camera head's parameters, which learn at HEAD_RATE of the others' rate, and those."""
+    head = list(network.camera.parameters())
+    return head, [p for p in network.parameters() if all(p is not q for q in head)]
+
+
 class Run:
     """A network in training, with all it needs to stop and go on."""
 
     def __init__(self, network: TracksTo4D, schedule: Schedule) -> None:
         self.network, self.schedule, self.step = network, schedule, 0
         self.average = {n: p.detach().clone() for n, p in network.named_parameters()}
-        # The camera head sums 7936 inputs: what is a small step elsewhere is a leap there.
-        head = list(network.camera.parameters())
-        others = [p for p in network.parameters() if all(p is not q for q in head)]
+        head, others = split_head(network)
         groups = [
             ([p for p in others if p.ndim > 1], 1.0, schedule.weight_decay),
             ([p for p in others if p.ndim <= 1], 1.0, 0.0),
-            (head, 0.1, 0.0),
+            (head, HEAD_RATE, 0.0),
         ]
         self.optimizer = torch.optim.AdamW(
             [{"params": p, "relative": r, "weight_decay": decay} for p, r, decay in groups],
