@@ -150,13 +150,13 @@ class Engine:
                 graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
             ):
                 prediction = self.model(inputs)
-                parts = [field.flatten() for field in prediction]
-                flat = torch.cat(parts)
+                parts = [field.contiguous() for field in prediction]
+                flat = torch.cat([part.view(-1) for part in parts])
         layout: _Layout = []
         offset = 0
-        for field, part in zip(prediction, parts, strict=True):
-            layout.append((field.shape, part.view(field.shape).stride(), offset))
-            offset += len(part)
+        for part in parts:
+            layout.append((part.shape, part.stride(), offset))
+            offset += part.numel()
         self._graphs[shape] = _Graph(graph, inputs, flat, layout, _fields(flat, layout))
         return self._graphs[shape]
 

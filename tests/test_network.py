@@ -99,10 +99,13 @@ def test_error_budget(dtype):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("frames", "tracks"), [(1, 1), (50, 100), (21, 675), (15, 1000)])
-def test_gpu_error_budget(dtype, frames, tracks):
+@pytest.mark.parametrize(
+    ("batch", "frames", "tracks"), [(64, 1, 1), (1, 50, 100), (1, 21, 675), (1, 15, 1000)]
+)
+def test_gpu_error_budget(dtype, batch, frames, tracks):
     network = fasttracks.load("base", device="cuda", backend="triton")
-    assert_within_budget(network, dtype, random_tracks(frames, tracks).cuda(), slack=1e-5)
+    inputs = random_tracks(frames, tracks, batch=batch).cuda()
+    assert_within_budget(network, dtype, inputs, slack=1e-5)
 
 
 @pytest.mark.gpu
