@@ -147,9 +147,10 @@ def run(options: Any, say: Callable[[str], None]) -> None:
 def check(found: dict[str, float], dtype: torch.dtype = torch.float16) -> None:
     """The gate: InputError if an error is beyond its limit, or is no number.
 
-    bfloat16 is allowed as much more as its rounding is coarser.
+    bfloat16, whose rounding is 8 times coarser, is allowed 16 times as much: plain torch's own
+    reprojection differs by up to 2.4 px.
     """
-    allowance = max(1.0, torch.finfo(dtype).eps / torch.finfo(torch.float16).eps)
+    allowance = 16 if dtype == torch.bfloat16 else 1
     limits = {name: allowance * most for name, most in LIMITS.items()}
     bad = [f"{k} {found[k]:.2g} > {most:g}" for k, most in limits.items() if not found[k] <= most]
     if bad:
