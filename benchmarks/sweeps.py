@@ -1,7 +1,8 @@
 """Accuracy against what makes clips hard, one plot each: `python benchmarks/sweeps.py --data DATA`.
 
-Held-out casual clips with one thing varied: track noise, outliers, occlusion, parallax, an
-unknown focal length, tracks and frames. Writes results/sweeps-MODEL.json and .png.
+First each kind of held-out scenes as training validates on them, mean and median over many clips.
+Then casual clips with one thing varied: track noise, outliers, occlusion, parallax, an unknown
+focal length, tracks and frames. Writes results/sweeps-MODEL.json and .png.
 """
 
 import argparse
@@ -15,10 +16,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 import fasttracks
-from fasttracks.training.command import VALIDATION_FRAMES, VALIDATION_TRACKS
+from fasttracks.training.command import VALIDATION, VALIDATION_FRAMES, VALIDATION_TRACKS
 from fasttracks.training.library import load as load_library
-from fasttracks.training.loop import judge
-from fasttracks.training.sources import scenes
+from fasttracks.training.loop import judge, judge_each
+from fasttracks.training.sources import Batch, scenes
 from fasttracks.training.variety import CASUAL, Variety
 
 RESULTS = Path(__file__).parent / "results"
@@ -60,17 +61,30 @@ def main() -> None:
     device = network.points.weight.device
     library = load_library(options.data, "validation", device)
     at_once = min(16, options.clips)
+
+    def batches(variety: Variety, size: tuple[int, int], clips: int) -> list[Batch]:
+        source = scenes(library, 3, (variety,))
+        return [source((at_once, *size), i) for i in range(clips // at_once)]
+
+    kinds: dict[str, Any] = {}
+    for name, variety in VALIDATION.items():
+        found = judge_each(network, batches(variety, SIZE, 4 * options.clips))
+        kinds[name] = {
+            "mean": {key: round(values.nanmean().item(), 4) for key, values in found.items()},
+            "median": {key: round(values.nanmedian().item(), 4) for key, values in found.items()},
+        }
+        print(name, kinds[name], flush=True)
+
     sweeps: dict[str, Any] = {}
     for name, values in SWEEPS.items():
         sweeps[name] = {}
         for value, (variety, size) in values.items():
-            source = scenes(library, 3, (variety,))
-            batches = [source((at_once, *size), i) for i in range(options.clips // at_once)]
-            sweeps[name][value] = judge(network, batches)
+            sweeps[name][value] = judge(network, batches(variety, size, options.clips))
             print(name, value, {key: sweeps[name][value][key] for key in METRICS}, flush=True)
 
     output = RESULTS / f"sweeps-{Path(options.model).stem}"
-    record = {**machine.describe(device.type), "clips": options.clips, "sweeps": sweeps}
+    about = {**machine.describe(device.type), "clips": options.clips}
+    record = {**about, "kinds": kinds, "sweeps": sweeps}
     output.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
     draw(sweeps, output.with_suffix(".png"))
 

@@ -21,7 +21,7 @@ from fasttracks.config import Config
 from fasttracks.files import replacing
 from fasttracks.geometry import Prediction
 from fasttracks.losses import unsupervised
-from fasttracks.metrics import Estimate, Truth, metrics
+from fasttracks.metrics import Estimate, Truth, flat_guess, metrics
 from fasttracks.network import TracksTo4D
 from fasttracks.ops import TIME, TRACK
 from fasttracks.training.sources import Batch, Source
@@ -350,14 +350,21 @@ def _loss(
     return unsupervised(prediction, inputs)._asdict()
 
 
-@torch.no_grad()
 def judge(network: TracksTo4D, batches: list[Batch]) -> dict[str, float]:
     """Mean of each metric over the clips of batches with truth."""
-    clips: dict[str, list[Tensor]] = {}
+    found = judge_each(network, batches)
+    return {name: round(values.nanmean().item(), 4) for name, values in found.items()}
+
+
+@torch.no_grad()
+def judge_each(network: TracksTo4D, batches: list[Batch]) -> dict[str, Tensor]:
+    """Each metric, one value a clip, and AbsRel of the flat guess."""
+    found: dict[str, list[Tensor]] = {}
     for inputs, truth in batches:
         assert truth is not None
         p = forward(network, inputs)
         estimate = Estimate(p.points_camera, p.rotation, p.position, p.projection)
-        for name, values in metrics(estimate, truth).items():
-            clips.setdefault(name, []).append(values)
-    return {n: round(torch.cat(v).nanmean().item(), 4) for n, v in clips.items()}
+        values = {**metrics(estimate, truth), "flat": flat_guess(truth)["absrel"]}
+        for name, value in values.items():
+            found.setdefault(name, []).append(value)
+    return {name: torch.cat(values) for name, values in found.items()}
