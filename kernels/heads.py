@@ -9,6 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
+from fasttracks.kernels.common import follow, overlap
+
 LAUNCH_SUM = {
     "BLOCK_FRAMES": 4,
     "BLOCK_TRACKS": 64,
@@ -36,11 +38,13 @@ def _sum(
     BLOCK_FRAMES: tl.constexpr,
     BLOCK_TRACKS: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Sums of a block of tracks in a part of the frames: over these frames, and in each of them.
 
     tokens (B, T, N, C), sums_of_tracks (B, parts, N, C), sums_of_frames (B, blocks, T, C).
     """
+    follow(OVERLAP)
     blocks_of_width = tl.cdiv(WIDTH, BLOCK_WIDTH)
     blocks = tl.cdiv(N, BLOCK_TRACKS)
     parts = tl.cdiv(T, frames_at_once)
@@ -96,6 +100,7 @@ def _points(
     ROWS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_PARTS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Linear layer of a track's mean over frames; the last output is the motion level.
 
@@ -106,6 +111,7 @@ def _points(
     channel = tl.arange(0, BLOCK_WIDTH)
     row = tl.arange(0, BLOCK_ROWS)
     in_rows = row < ROWS
+    follow(OVERLAP)
     mean = _mean(sums, first, N, parts, T, channel, WIDTH, BLOCK_PARTS)
     w = tl.load(
         weight + row[:, None] * WIDTH + channel[None, :],
@@ -132,6 +138,7 @@ def _taps(
     KERNEL: tl.constexpr,
     BLOCK_KERNEL: tl.constexpr,
     BLOCK_PARTS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """What a frame's mean over tracks adds, by each tap of the convolution, to the frames around.
 
@@ -145,6 +152,7 @@ def _taps(
     channel = tl.arange(0, BLOCK_WIDTH)
     tap = tl.arange(0, BLOCK_KERNEL)
     in_kernel = tap < KERNEL
+    follow(OVERLAP)
     mean = _mean(sums, frame // T * parts * T + t, T, parts, N, channel, WIDTH, BLOCK_PARTS)
     # Frames are indexed modulo T, even if that wraps more than once.
     target = frame - t + ((t + KERNEL // 2 - tap) % T + T) % T
@@ -195,12 +203,14 @@ def _cameras(
     KERNEL: tl.constexpr,
     BLOCK_KERNEL: tl.constexpr,
     PREDICTS_FOCAL: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """A frame's camera from the sum of its taps."""
     frame = tl.program_id(0).to(tl.int64)
     row = tl.arange(0, BLOCK_ROWS)
     tap = tl.arange(0, BLOCK_KERNEL)
     in_rows = row < ROWS
+    follow(OVERLAP)
     y = tl.load(
         taps + (frame * ROWS + row[:, None]) * KERNEL + tap[None, :],
         mask=in_rows[:, None] & (tap < KERNEL)[None, :],
@@ -269,10 +279,14 @@ def heads(
     coefficients = new(B, T, bases)
     power = triton.next_power_of_2
     channels = {"WIDTH": width, "BLOCK_WIDTH": power(width)}
+    overlapping = overlap(x.device)
     conv = {"ROWS": camera_rows, "KERNEL": kernel, "BLOCK_KERNEL": power(kernel)}
     with torch.cuda.device_of(x):  # nothing for a CPU tensor, in the interpreter
         _sum[(programs * parts,)](
-            x, sums_of_tracks, sums_of_frames, T, N, frames, WIDTH=width, **LAUNCH_SUM
+            *(x, sums_of_tracks, sums_of_frames, T, N, frames),
+            WIDTH=width,
+            **LAUNCH_SUM,
+            **overlapping,
         )
         _points[(B * N,)](
             sums_of_tracks,
@@ -285,9 +299,14 @@ def heads(
             BLOCK_ROWS=power(point_rows),
             **channels,
             **LAUNCH_POINTS,
+            **overlapping,
         )
         _taps[(B * T * triton.cdiv(camera_rows, LAUNCH_TAPS["OUTPUTS"]),)](
-            sums_of_frames, camera[0], taps, T, N, blocks, **channels, **conv, **LAUNCH_TAPS
+            *(sums_of_frames, camera[0], taps, T, N, blocks),
+            **channels,
+            **conv,
+            **LAUNCH_TAPS,
+            **overlapping,
         )
         _cameras[(B * T,)](
             taps,
@@ -300,6 +319,7 @@ def heads(
             PREDICTS_FOCAL=predicts_focal,
             **conv,
             **LAUNCH_CAMERAS,
+            **overlapping,
         )
     basis = out[..., :-1].unflatten(-1, (bases, 3)).transpose(1, 2)
     return rotation, position, focal, coefficients, basis, out[..., -1]
