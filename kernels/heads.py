@@ -91,7 +91,8 @@ def _points(
     sums,
     weight,
     bias,
-    points,
+    basis,
+    motion,
     T,
     N,
     parts,
@@ -104,7 +105,7 @@ def _points(
 ):
     """Linear layer of a track's mean over frames; the last output is the motion level.
 
-    sums (B, parts, N, C), weight (ROWS, C), points (B, N, ROWS).
+    sums (B, parts, N, C), weight (ROWS, C), basis (B, ROWS // 3, N, 3), motion (B, N).
     """
     track = tl.program_id(0).to(tl.int64)  # of all clips
     first = track // N * parts * N + track % N
@@ -120,7 +121,9 @@ def _points(
     )
     y = tl.sum(w * mean[None, :], 1) + tl.load(bias + row, mask=in_rows, other=0.0)
     level = tl.where(y > 0, y + 1, tl.exp(tl.minimum(y, 0.0))) + 1e-5  # ELU + 1 + 1e-5
-    tl.store(points + track * ROWS + row, tl.where(row == ROWS - 1, level, y), mask=in_rows)
+    tl.store(motion + track + row - (ROWS - 1), level, mask=row == ROWS - 1)
+    first = track // N * (ROWS // 3) * N + track % N
+    tl.store(basis + (first + row // 3 * N) * 3 + row % 3, y, mask=row < ROWS - 1)
 
 
 @triton.jit(do_not_specialize=("T", "N", "parts"))
@@ -257,7 +260,7 @@ def heads(
 
     Returns:
         rotation (B, T, 3, 3), position (B, T, 3), focal (B, T), coefficients (B, T, K), basis
-        (B, K, N, 3) and motion (B, N), float32; the last two are views of one tensor.
+        (B, K, N, 3) and motion (B, N), float32 and contiguous.
     """
     x = x.contiguous()
     B, T, N, width = x.shape
@@ -274,7 +277,8 @@ def heads(
         return x.new_empty(shape, dtype=torch.float32)
 
     sums_of_tracks, sums_of_frames = new(B, parts, N, width), new(B, blocks, T, width)
-    out, taps = new(B, N, point_rows), new(B, T, camera_rows, kernel)
+    basis, motion = new(B, bases, N, 3), new(B, N)
+    taps = new(B, T, camera_rows, kernel)
     rotation, position, focal = new(B, T, 3, 3), new(B, T, 3), new(B, T)
     coefficients = new(B, T, bases)
     power = triton.next_power_of_2
@@ -291,7 +295,8 @@ def heads(
         _points[(B * N,)](
             sums_of_tracks,
             *points,
-            out,
+            basis,
+            motion,
             T,
             N,
             parts,
@@ -321,5 +326,4 @@ def heads(
             **LAUNCH_CAMERAS,
             **overlapping,
         )
-    basis = out[..., :-1].unflatten(-1, (bases, 3)).transpose(1, 2)
-    return rotation, position, focal, coefficients, basis, out[..., -1]
+    return rotation, position, focal, coefficients, basis, motion
