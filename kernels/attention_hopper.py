@@ -24,6 +24,7 @@ from fasttracks.kernels.attention_triton import (
     TIME,
     processors,
     softmax_scale,
+    splits_of,
     view,
 )
 from fasttracks.kernels.common import follow, overlap
@@ -35,7 +36,6 @@ ROWS = gl.constexpr(64)  # of a group of four warps
 GROUPS = gl.constexpr(2)
 
 _copy_in = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared  # older Triton
-_barrier = getattr(gl, "barrier", None) or gl.thread_barrier
 _copy_out = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
 
 
@@ -79,26 +79,22 @@ def _norm(x, gamma, beta, layout: gl.constexpr, BLOCK_K: gl.constexpr, EPS: gl.c
 
 
 @gluon.jit
-def _project_load(x, weight, shared, stretch, TILES: gl.constexpr, OVERLAP: gl.constexpr):
-    x_tile, x_full, x_free, w, w_full, w_free = shared
-    first, last = stretch
+def _project_load(x, weight, shared, place, OVERLAP: gl.constexpr):
+    x_tile, x_full, w, w_full, w_free = shared
+    first_row, first_column, tiles = place
     STAGES: gl.constexpr = w.shape[0]
     HEAD: gl.constexpr = w.shape[1]
-    ahead = gl.minimum(first + STAGES, last)
-    for i in range(first, ahead):
-        _fetch(weight, [i % TILES * HEAD, 0], w.index(i - first), w_full.index(i - first))
+    ahead = gl.minimum(tiles, STAGES)
+    for i in range(ahead):
+        _fetch(weight, [first_column + i * HEAD, 0], w.index(i), w_full.index(i))
     follow(OVERLAP)
-    for i in range(first, last):
-        block = i // TILES
-        if (i == first) | (block * TILES == i):
-            for group in gl.static_range(GROUPS):
-                mbarrier.wait(x_free.index(group), (block - first // TILES & 1) ^ 1)
-                rows = [(block * GROUPS + group) * ROWS, 0]
-                _fetch(x, rows, x_tile.index(group), x_full.index(group))
-        if i >= ahead:
-            stage = (i - first) % STAGES
-            mbarrier.wait(w_free.index(stage), ((i - first) // STAGES & 1) ^ 1)
-            _fetch(weight, [i % TILES * HEAD, 0], w.index(stage), w_full.index(stage))
+    for group in gl.static_range(GROUPS):
+        rows = [first_row + group * ROWS, 0]
+        _fetch(x, rows, x_tile.index(group), x_full.index(group))
+    for i in range(ahead, tiles):
+        stage = i % STAGES
+        mbarrier.wait(w_free.index(stage), (i // STAGES & 1) ^ 1)
+        _fetch(weight, [first_column + i * HEAD, 0], w.index(stage), w_full.index(stage))
 
 
 @gluon.jit
@@ -108,51 +104,46 @@ def _project_rows(
     out,
     y,
     shared,
-    stretch,
+    place,
     GROUP: gl.constexpr,
-    TILES: gl.constexpr,
     BLOCK_K: gl.constexpr,
     EPS: gl.constexpr,
 ):
-    x_tile, x_full, x_free, w, w_full, w_free = shared
-    first, last = stretch
+    x_tile, x_full, w, w_full, w_free = shared
+    first_row, first_column, tiles = place
     STAGES: gl.constexpr = w.shape[0]
     HEAD: gl.constexpr = w.shape[1]
     WIDTH: gl.constexpr = w.shape[2]
     product: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HEAD, 16])
     left: gl.constexpr = gl.DotOperandLayout(0, product, 2)
-    for block in range(first // TILES, gl.cdiv(last, TILES)):
-        mbarrier.wait(x_full.index(GROUP), block - first // TILES & 1)
-        normed = _norm(x_tile.index(GROUP), gamma, beta, left, BLOCK_K, EPS)
-        _barrier()
-        mbarrier.arrive(x_free.index(GROUP))
-        for i in range(gl.maximum(first, block * TILES), gl.minimum(last, (block + 1) * TILES)):
-            stage = (i - first) % STAGES
-            mbarrier.wait(w_full.index(stage), (i - first) // STAGES & 1)
-            z = gl.zeros([ROWS, HEAD], gl.float32, product)
-            for k in gl.static_range(WIDTH // BLOCK_K):
-                part = w.index(stage).slice(k * BLOCK_K, BLOCK_K, 1).permute([1, 0])
-                z = warpgroup_mma(normed[k], part, z, use_acc=k > 0, is_async=True)
-            z = warpgroup_mma_wait(0, deps=[z])
-            mbarrier.arrive(w_free.index(stage))
-            # Two buffers to store from: the one of the step before the last is free again.
-            buffer = y.index(2 * GROUP + i % 2)
-            tma.store_wait(1)
-            buffer.store(z.to(y.dtype))
-            fence_async_shared()
-            _copy_out(out, [(block * GROUPS + GROUP) * ROWS, i % TILES * HEAD], buffer)
+    mbarrier.wait(x_full.index(GROUP), 0)
+    normed = _norm(x_tile.index(GROUP), gamma, beta, left, BLOCK_K, EPS)
+    for i in range(tiles):
+        stage = i % STAGES
+        mbarrier.wait(w_full.index(stage), i // STAGES & 1)
+        z = gl.zeros([ROWS, HEAD], gl.float32, product)
+        for k in gl.static_range(WIDTH // BLOCK_K):
+            part = w.index(stage).slice(k * BLOCK_K, BLOCK_K, 1).permute([1, 0])
+            z = warpgroup_mma(normed[k], part, z, use_acc=k > 0, is_async=True)
+        z = warpgroup_mma_wait(0, deps=[z])
+        mbarrier.arrive(w_free.index(stage))
+        # Two buffers to store from: the one of the step before the last is free again.
+        buffer = y.index(2 * GROUP + i % 2)
+        tma.store_wait(1)
+        buffer.store(z.to(y.dtype))
+        fence_async_shared()
+        _copy_out(out, [first_row + GROUP * ROWS, first_column + i * HEAD], buffer)
     tma.store_wait(0)
 
 
-@gluon.jit(do_not_specialize=["tiles", "each"])
+@gluon.jit(do_not_specialize=["splits"])
 def _norm_project(
     x,
     gamma,
     beta,
     weight,
     out,
-    tiles,
-    each,
+    splits,
     EPS: gl.constexpr,
     HEADS: gl.constexpr,
     BLOCK_K: gl.constexpr,
@@ -160,26 +151,24 @@ def _norm_project(
     REGISTERS: gl.constexpr,
     OVERLAP: gl.constexpr,
 ):
-    """Weight · LN(x). A program makes `each` of the `tiles` of out, row by row of these.
+    """Weight · LN(x). A program norms GROUPS · ROWS rows for one split of the columns.
 
-    One warp copies, and GROUPS groups of four warps have ROWS rows of a tile each, so that norms
-    and stores of one hide behind the products of the other. Weights may be on their way before
-    the launch before this one is done.
+    One warp copies, and GROUPS groups of four warps compute, so that norms and stores of one hide
+    behind the products of the other.
     """
-    TILES: gl.constexpr = 3 * HEADS
-    first = gl.program_id(0) * each
-    stretch = (first, gl.minimum(first + each, tiles))
+    first_row = gl.program_id(0) // splits * (GROUPS * ROWS)
+    tiles = 3 * HEADS // splits
+    first_column = gl.program_id(0) % splits * tiles * weight.block_shape[0]
     x_tile = gl.allocate_shared_memory(x.dtype, [GROUPS] + x.block_shape, x.layout)
-    x_full = _barriers(GROUPS, 1)
-    x_free = _barriers(GROUPS, 1)
     w = gl.allocate_shared_memory(weight.dtype, [STAGES] + weight.block_shape, weight.layout)
     y = gl.allocate_shared_memory(out.dtype, [2 * GROUPS] + out.block_shape, out.layout)
-    shared = (x_tile, x_full, x_free, w, _barriers(STAGES, 1), _barriers(STAGES, GROUPS))
+    shared = (x_tile, _barriers(GROUPS, 1), w, _barriers(STAGES, 1), _barriers(STAGES, GROUPS))
+    place = (first_row, first_column, tiles)
     gl.warp_specialize(
         [
-            (_project_rows, (gamma, beta, out, y, shared, stretch, 0, TILES, BLOCK_K, EPS)),
-            (_project_rows, (gamma, beta, out, y, shared, stretch, 1, TILES, BLOCK_K, EPS)),
-            (_project_load, (x, weight, shared, stretch, TILES, OVERLAP)),
+            (_project_rows, (gamma, beta, out, y, shared, place, 0, BLOCK_K, EPS)),
+            (_project_rows, (gamma, beta, out, y, shared, place, 1, BLOCK_K, EPS)),
+            (_project_load, (x, weight, shared, place, OVERLAP)),
         ],
         [4, 1],
         [REGISTERS, 24],
@@ -303,16 +292,15 @@ def norm_project(x, norm, weight, out, heads):
     """As attention_triton.norm_project."""
     rows, width = x.shape
     columns = out.shape[1]
+    blocks = triton.cdiv(rows, GROUPS.value * ROWS.value)
+    splits = splits_of(blocks, 3 * heads, processors(x.device))
     head = columns // (3 * heads)
-    tiles = triton.cdiv(rows, GROUPS.value * ROWS.value) * 3 * heads
-    each = triton.cdiv(tiles, processors(x.device))
-    _norm_project[(triton.cdiv(tiles, each),)](
+    _norm_project[(blocks * splits,)](
         _describe(x, [rows, width], [width, 1], [ROWS.value, width]),
         *norm,
         _describe(weight, [columns, width], [width, 1], [head, width]),
         _describe(out, [rows, columns], [columns, 1], [ROWS.value, head]),
-        tiles,
-        each,
+        splits,
         EPS=EPS,
         HEADS=heads,
         **NORM_PROJECT,

@@ -57,7 +57,7 @@ def attention_cases(dtype: str) -> list[Case]:
     triton_kernels, hopper_kernels = attention_triton, attention_hopper
     pointers = dict.fromkeys(("x", "gamma", "beta", "qkv", "out"), f"*{dtype}")
     numbers = dict.fromkeys(
-        ("rows", "splits", "tiles", "each", "length", "sequences", "pack"), "i32"
+        ("rows", "splits", "length", "sequences", "pack"), "i32"
     )
     types = pointers | numbers | {"scale": "fp32"}
     heads = {"HEADS": 16, "HEAD": 64}
