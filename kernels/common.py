@@ -1,4 +1,4 @@
-"""What several kernels share: device functions, Gluon's too, and how launches follow each other."""
+"""What several kernels share: device functions, Gluon's too, and how launches overlap."""
 # mypy: allow-untyped-defs
 
 import functools
@@ -13,9 +13,11 @@ EPS = tl.constexpr(1e-5)  # of every LayerNorm
 
 @functools.cache
 def overlap(device: torch.device) -> dict[str, bool]:
-    """Keywords of a launch that may begin while the one before it ends, where the GPU can do that.
+    """Keywords of a launch that may begin while the one before it ends, from Hopper on.
 
-    The kernel has to call `follow`.
+    That is CUDA's programmatic dependent launch; the kernel has to call `follow`. Some kernels
+    read weights before they do, which nothing but the launch right before may still be writing;
+    in the network that is never so, as every forward begins with an embedding, which does not.
     """
     can = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
     return {"OVERLAP": can, "launch_pdl": can}
@@ -25,7 +27,7 @@ def overlap(device: torch.device) -> dict[str, bool]:
 def follow(OVERLAP: tl.constexpr):
     """Wait until the launch before this one is done and its results are there; let the next begin.
 
-    In this order: then, before it waits, a launch can rely on all but the one before it.
+    In this order, so that before it waits a launch can rely on all but the one before it.
     """
     if OVERLAP:
         gdc_wait()

@@ -18,8 +18,8 @@ LAUNCH_SUM = {
     "num_warps": 4,
     "enable_fp_fusion": True,  # the default is about to change (Triton 3.10)
 }
-LAUNCH_POINTS = {"BLOCK_PARTS": 8, "num_warps": 8, "enable_fp_fusion": True}
-LAUNCH_TAPS = {"OUTPUTS": 1, "BLOCK_PARTS": 16, "num_warps": 4, "enable_fp_fusion": True}
+LAUNCH_POINTS = {"BLOCK_PARTS": 8, "num_warps": 4, "enable_fp_fusion": True}
+LAUNCH_TAPS = {"OUTPUTS": 7, "BLOCK_PARTS": 16, "num_warps": 4, "enable_fp_fusion": True}
 LAUNCH_CAMERAS = {"num_warps": 1, "enable_fp_fusion": True}
 
 _PROGRAMS = 512  # that fill a GPU: fewer blocks of tracks than this split the frames

@@ -56,9 +56,7 @@ def attention_cases(dtype: str) -> list[Case]:
     """The kernels of attention as launched at width 256 with 16 heads of 64."""
     triton_kernels, hopper_kernels = attention_triton, attention_hopper
     pointers = dict.fromkeys(("x", "gamma", "beta", "qkv", "out"), f"*{dtype}")
-    numbers = dict.fromkeys(
-        ("rows", "splits", "length", "sequences", "pack"), "i32"
-    )
+    numbers = dict.fromkeys(("rows", "splits", "length", "sequences", "pack"), "i32")
     types = pointers | numbers | {"scale": "fp32"}
     heads = {"HEADS": 16, "HEAD": 64}
     norm = triton_kernels.NORM_PROJECT

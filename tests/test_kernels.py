@@ -146,8 +146,8 @@ LIMITS = {
     "compose_project K=32": (208, 4096, False),
     "embed": (255, 1 << 15, True),
     "heads sum": (168, 8192, False),
-    "heads points": (64, 8192, False),
-    "heads taps": (128, 4096, False),
+    "heads points": (96, 8192, False),
+    "heads taps": (168, 4096, False),
     "heads cameras": (64, 4096, False),
     "mlp": (224, 99 << 10, True),  # the shared memory of sm_86
     "mlp finish": (64, 4096, False),
