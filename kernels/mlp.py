@@ -4,7 +4,8 @@ y = norm_out(x + down · gelu(up · norm(x))), and the hidden layer never leaves
 has the launcher and a kernel for any GPU; `mlp_hopper` has the one for Hopper.
 
 Where there are few tokens, several programs share the hidden units of a tile, and `_finish` adds up
-what they found, always in the same order.
+what they found, always in the same order. Partial sums are in the tokens' dtype, to which torch
+would round the product.
 """
 # mypy: allow-untyped-defs
 

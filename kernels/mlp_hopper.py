@@ -201,11 +201,9 @@ def _mlp(
     gl.warp_specialize(
         [
             (_compute, (x, y_tiles, partial_tiles, norm, up_bias, down_bias, norm_out, ring,
-                        tokens, again, free, rows, items, splits, H, 0,
-                        OVERLAP)),
+                        tokens, again, free, rows, items, splits, H, 0, OVERLAP)),
             (_compute, (x, y_tiles, partial_tiles, norm, up_bias, down_bias, norm_out, ring,
-                        tokens, again, free, rows, items, splits, H, 1,
-                        OVERLAP)),
+                        tokens, again, free, rows, items, splits, H, 1, OVERLAP)),
             (_produce, (x_tiles, up_tiles, down_tiles, ring, tokens, again, free, items, splits,
                         H)),
         ],
