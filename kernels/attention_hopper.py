@@ -27,6 +27,7 @@ from fasttracks.kernels.attention_triton import (
     splits_of,
     view,
 )
+from fasttracks.kernels.common import follow, overlap
 
 NORM_PROJECT = {"BLOCK_K": 128, "STAGES": 4, "REGISTERS": 240, "num_warps": 4, **FMA}
 ATTEND_BLOCKS = (64, 128)  # of queries, of keys
@@ -78,15 +79,19 @@ def _norm(x, gamma, beta, layout: gl.constexpr, BLOCK_K: gl.constexpr, EPS: gl.c
 
 
 @gluon.jit
-def _project_load(x, weight, shared, place):
+def _project_load(x, weight, shared, place, OVERLAP: gl.constexpr):
     x_tile, x_full, w, w_full, w_free = shared
     first_row, first_column, tiles = place
     STAGES: gl.constexpr = w.shape[0]
     HEAD: gl.constexpr = w.shape[1]
+    ahead = gl.minimum(tiles, STAGES)
+    for i in range(ahead):
+        _fetch(weight, [first_column + i * HEAD, 0], w.index(i), w_full.index(i))
+    follow(OVERLAP)
     for group in gl.static_range(GROUPS):
         rows = [first_row + group * ROWS, 0]
         _fetch(x, rows, x_tile.index(group), x_full.index(group))
-    for i in range(tiles):
+    for i in range(ahead, tiles):
         stage = i % STAGES
         mbarrier.wait(w_free.index(stage), (i // STAGES & 1) ^ 1)
         _fetch(weight, [first_column + i * HEAD, 0], w.index(stage), w_full.index(stage))
@@ -144,6 +149,7 @@ def _norm_project(
     BLOCK_K: gl.constexpr,
     STAGES: gl.constexpr,
     REGISTERS: gl.constexpr,
+    OVERLAP: gl.constexpr,
 ):
     """Weight · LN(x). A program norms GROUPS · ROWS rows for one split of the columns.
 
@@ -162,7 +168,7 @@ def _norm_project(
         [
             (_project_rows, (gamma, beta, out, y, shared, place, 0, BLOCK_K, EPS)),
             (_project_rows, (gamma, beta, out, y, shared, place, 1, BLOCK_K, EPS)),
-            (_project_load, (x, weight, shared, place)),
+            (_project_load, (x, weight, shared, place, OVERLAP)),
         ],
         [4, 1],
         [REGISTERS, 24],
@@ -185,6 +191,7 @@ def _attend(
     scale,
     HEADS: gl.constexpr,
     STAGES: gl.constexpr,
+    OVERLAP: gl.constexpr,
     num_warps: gl.constexpr,
 ):
     """As attention_triton._attend, but keys come last tile first: only the first needs a mask."""
@@ -215,6 +222,7 @@ def _attend(
     q_full = _barriers(1, 1)
     k_full = _barriers(STAGES, 1)
     v_full = _barriers(STAGES, 1)
+    follow(OVERLAP)
     _fetch(queries, [outer, start, q_column], q, q_full.index(0))
     for i in gl.static_range(STAGES):
         place = last - i * BLOCK_N
@@ -296,6 +304,7 @@ def norm_project(x, norm, weight, out, heads):
         EPS=EPS,
         HEADS=heads,
         **NORM_PROJECT,
+        **overlap(x.device),
     )
 
 
@@ -313,4 +322,5 @@ def attend(projected, mixed, heads, axis):
         softmax_scale(head),
         HEADS=heads,
         **ATTEND,
+        **overlap(projected.device),
     )

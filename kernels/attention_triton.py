@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from fasttracks.kernels.common import follow, overlap
+
 TIME = 1  # the axis of (B, T, N, C) over which a track is a sequence, as in fasttracks.ops
 EPS = 1e-5
 LONGEST = 64  # sequence of which attend_project's one tile holds whole ones
@@ -49,6 +51,7 @@ def _norm_project(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Weight · LN(x). A program norms BLOCK_M rows for one split of the columns."""
     first_row = tl.program_id(0) // splits * BLOCK_M
@@ -58,6 +61,7 @@ def _norm_project(
     row = first_row + tl.arange(0, BLOCK_M)
     inside = (row < rows)[:, None]
     x += row.to(tl.int64)[:, None] * WIDTH
+    follow(OVERLAP)
     # Part by part: a whole row in float32 needs too many registers.
     mean = tl.zeros([BLOCK_M], tl.float32)
     for k in tl.static_range(0, WIDTH, BLOCK_K):
@@ -103,6 +107,7 @@ def _attend(
     HEAD: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """The heads' softmax(QKᵀ·scale) V of any length, a program for BLOCK_M queries of one head.
 
@@ -119,6 +124,7 @@ def _attend(
     k_column = (3 * inner + 1) * (HEADS * HEAD) + head
     v_column = (3 * inner + 2) * (HEADS * HEAD) + head
 
+    follow(OVERLAP)
     q = queries.load([outer, start, 3 * inner * (HEADS * HEAD) + head]).reshape(BLOCK_M, HEAD)
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
@@ -161,6 +167,7 @@ def _attend_project(
     HEADS: tl.constexpr,
     HEAD: tl.constexpr,
     BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Sum of x and weight · softmax(QKᵀ·scale) V, a program for `pack` sequences in one tile.
 
@@ -178,6 +185,7 @@ def _attend_project(
     token = outer * qkv_outer + sequence * qkv_sequence + step * qkv_token
     qkv += token[:, None] * (3 * HEADS * HEAD) + tl.arange(0, HEAD)
     acc = tl.zeros([BLOCK, WIDTH], tl.float32)
+    follow(OVERLAP)
     for head in tl.range(HEADS):
         q = tl.load(qkv + head * HEAD, mask=inside, other=0.0)
         k = tl.load(qkv + (HEADS + head) * HEAD, mask=inside, other=0.0)
@@ -205,12 +213,14 @@ def _project(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Sum of residual and weight · x, a program for BLOCK_M rows and BLOCK_N columns."""
     blocks = tl.cdiv(WIDTH, BLOCK_N)
     row = tl.program_id(0) // blocks * BLOCK_M
     column = tl.program_id(0) % blocks * BLOCK_N
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    follow(OVERLAP)
     for k in tl.range(0, INNER, BLOCK_K):
         acc = tl.dot(x.load([row, k]), weight.load([column, k]).T, acc)
     acc += residual.load([row, column]).to(tl.float32)
@@ -241,6 +251,7 @@ def norm_project(x, norm, weight, out, heads):
         WIDTH=width,
         COLUMNS=columns,
         **launch,
+        **overlap(x.device),
     )
 
 
@@ -286,6 +297,7 @@ def attend(projected, mixed, heads, axis):
         HEADS=heads,
         HEAD=head,
         **ATTEND,
+        **overlap(projected.device),
     )
 
 
@@ -316,6 +328,7 @@ def attend_project(projected, x, out, y, heads, axis):
         HEAD=head,
         BLOCK=LONGEST,
         **launch,
+        **overlap(x.device),
     )
 
 
@@ -335,6 +348,7 @@ def project(x, residual, out, weight):
         INNER=inner,
         WIDTH=width,
         **launch,
+        **overlap(x.device),
     )
 
 

@@ -1,10 +1,37 @@
-"""Device functions that several kernels share, Gluon's too."""
+"""What several kernels share: device functions, Gluon's too, and how launches overlap."""
 # mypy: allow-untyped-defs
 
+import functools
+
+import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 EPS = tl.constexpr(1e-5)  # of every LayerNorm
+
+
+@functools.cache
+def overlap(device: torch.device) -> dict[str, bool]:
+    """Keywords of a launch that may begin while the one before it ends, from Hopper on.
+
+    That is CUDA's programmatic dependent launch; the kernel has to call `follow`. Some kernels
+    read weights before they do, which nothing but the launch right before may still be writing;
+    in the network that is never so, as every forward begins with an embedding, which does not.
+    """
+    can = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+    return {"OVERLAP": can, "launch_pdl": can}
+
+
+@triton.jit
+def follow(OVERLAP: tl.constexpr):
+    """Wait until the launch before this one is done and its results are there; let the next begin.
+
+    In this order, so that before it waits a launch can rely on all but the one before it.
+    """
+    if OVERLAP:
+        gdc_wait()
+        gdc_launch_dependents()
 
 
 @triton.jit

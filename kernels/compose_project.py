@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from fasttracks.geometry import MIN_DEPTH
+from fasttracks.kernels.common import follow, overlap
 
 # A thread holds one track's points in BLOCK_FRAMES frames, so registers don't grow with K.
 LAUNCH = {
@@ -59,7 +60,9 @@ def _compose_project(
     MIN_DEPTH: tl.constexpr,
     BLOCK_FRAMES: tl.constexpr,
     BLOCK_TRACKS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    follow(OVERLAP)
     # All on grid axis 0, tracks fastest, so that neighbours write neighbouring memory.
     block = tl.program_id(0)
     blocks_of_tracks = tl.cdiv(N, BLOCK_TRACKS)
@@ -153,5 +156,6 @@ def compose_project(
             *basis.stride(),
             K=K,
             **LAUNCH,
+            **overlap(basis.device),
         )
     return points, points_camera, projection

@@ -11,6 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
+from fasttracks.kernels.common import follow, overlap
+
 _QUARTER = tl.constexpr(math.pi / 2)
 # By how much the network's π, which is float32's, is too large.
 _PI_ERROR = tl.constexpr(3.1415927410125732 / math.pi - 1)
@@ -80,6 +82,7 @@ def _embed(
     BLOCK_WIDTH: tl.constexpr,
     BLOCK_TRACKS: tl.constexpr,
     BLOCK_FEATURES: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     # A program has tracks of one frame, so that the position code is one row.
     block = tl.program_id(0)
@@ -90,6 +93,7 @@ def _embed(
     in_tracks = n < N
     channel = tl.arange(0, BLOCK_WIDTH)
     in_width = channel < WIDTH
+    follow(OVERLAP)
 
     # The features are cheap to have twice: for their norm, and for the linear layer.
     mean = tl.zeros((BLOCK_TRACKS,), tl.float32)
@@ -189,5 +193,6 @@ def embed(
             WIDTH=width,
             BLOCK_WIDTH=triton.next_power_of_2(width),
             **LAUNCH,
+            **overlap(tracks.device),
         )
     return tokens

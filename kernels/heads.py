@@ -9,6 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
+from fasttracks.kernels.common import follow, overlap
+
 LAUNCH_SUM = {
     "BLOCK_FRAMES": 4,
     "BLOCK_TRACKS": 64,
@@ -16,8 +18,8 @@ LAUNCH_SUM = {
     "num_warps": 4,
     "enable_fp_fusion": True,  # the default is about to change (Triton 3.10)
 }
-LAUNCH_POINTS = {"BLOCK_PARTS": 8, "num_warps": 8, "enable_fp_fusion": True}
-LAUNCH_TAPS = {"OUTPUTS": 1, "BLOCK_PARTS": 16, "num_warps": 4, "enable_fp_fusion": True}
+LAUNCH_POINTS = {"BLOCK_PARTS": 8, "num_warps": 4, "enable_fp_fusion": True}
+LAUNCH_TAPS = {"OUTPUTS": 7, "BLOCK_PARTS": 16, "num_warps": 4, "enable_fp_fusion": True}
 LAUNCH_CAMERAS = {"num_warps": 1, "enable_fp_fusion": True}
 
 _PROGRAMS = 512  # that fill a GPU: fewer blocks of tracks than this split the frames
@@ -36,11 +38,13 @@ def _sum(
     BLOCK_FRAMES: tl.constexpr,
     BLOCK_TRACKS: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Sums of a block of tracks in a part of the frames: over these frames, and in each of them.
 
     tokens (B, T, N, C), sums_of_tracks (B, parts, N, C), sums_of_frames (B, blocks, T, C).
     """
+    follow(OVERLAP)
     blocks_of_width = tl.cdiv(WIDTH, BLOCK_WIDTH)
     blocks = tl.cdiv(N, BLOCK_TRACKS)
     parts = tl.cdiv(T, frames_at_once)
@@ -87,7 +91,8 @@ def _points(
     sums,
     weight,
     bias,
-    points,
+    basis,
+    motion,
     T,
     N,
     parts,
@@ -96,16 +101,18 @@ def _points(
     ROWS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_PARTS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Linear layer of a track's mean over frames; the last output is the motion level.
 
-    sums (B, parts, N, C), weight (ROWS, C), points (B, N, ROWS).
+    sums (B, parts, N, C), weight (ROWS, C), basis (B, ROWS // 3, N, 3), motion (B, N).
     """
     track = tl.program_id(0).to(tl.int64)  # of all clips
     first = track // N * parts * N + track % N
     channel = tl.arange(0, BLOCK_WIDTH)
     row = tl.arange(0, BLOCK_ROWS)
     in_rows = row < ROWS
+    follow(OVERLAP)
     mean = _mean(sums, first, N, parts, T, channel, WIDTH, BLOCK_PARTS)
     w = tl.load(
         weight + row[:, None] * WIDTH + channel[None, :],
@@ -114,7 +121,9 @@ def _points(
     )
     y = tl.sum(w * mean[None, :], 1) + tl.load(bias + row, mask=in_rows, other=0.0)
     level = tl.where(y > 0, y + 1, tl.exp(tl.minimum(y, 0.0))) + 1e-5  # ELU + 1 + 1e-5
-    tl.store(points + track * ROWS + row, tl.where(row == ROWS - 1, level, y), mask=in_rows)
+    tl.store(motion + track + row - (ROWS - 1), level, mask=row == ROWS - 1)
+    first = track // N * (ROWS // 3) * N + track % N
+    tl.store(basis + (first + row // 3 * N) * 3 + row % 3, y, mask=row < ROWS - 1)
 
 
 @triton.jit(do_not_specialize=("T", "N", "parts"))
@@ -132,6 +141,7 @@ def _taps(
     KERNEL: tl.constexpr,
     BLOCK_KERNEL: tl.constexpr,
     BLOCK_PARTS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """What a frame's mean over tracks adds, by each tap of the convolution, to the frames around.
 
@@ -145,6 +155,7 @@ def _taps(
     channel = tl.arange(0, BLOCK_WIDTH)
     tap = tl.arange(0, BLOCK_KERNEL)
     in_kernel = tap < KERNEL
+    follow(OVERLAP)
     mean = _mean(sums, frame // T * parts * T + t, T, parts, N, channel, WIDTH, BLOCK_PARTS)
     # Frames are indexed modulo T, even if that wraps more than once.
     target = frame - t + ((t + KERNEL // 2 - tap) % T + T) % T
@@ -195,12 +206,14 @@ def _cameras(
     KERNEL: tl.constexpr,
     BLOCK_KERNEL: tl.constexpr,
     PREDICTS_FOCAL: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """A frame's camera from the sum of its taps."""
     frame = tl.program_id(0).to(tl.int64)
     row = tl.arange(0, BLOCK_ROWS)
     tap = tl.arange(0, BLOCK_KERNEL)
     in_rows = row < ROWS
+    follow(OVERLAP)
     y = tl.load(
         taps + (frame * ROWS + row[:, None]) * KERNEL + tap[None, :],
         mask=in_rows[:, None] & (tap < KERNEL)[None, :],
@@ -247,7 +260,7 @@ def heads(
 
     Returns:
         rotation (B, T, 3, 3), position (B, T, 3), focal (B, T), coefficients (B, T, K), basis
-        (B, K, N, 3) and motion (B, N), float32; the last two are views of one tensor.
+        (B, K, N, 3) and motion (B, N), float32 and contiguous.
     """
     x = x.contiguous()
     B, T, N, width = x.shape
@@ -264,20 +277,26 @@ def heads(
         return x.new_empty(shape, dtype=torch.float32)
 
     sums_of_tracks, sums_of_frames = new(B, parts, N, width), new(B, blocks, T, width)
-    out, taps = new(B, N, point_rows), new(B, T, camera_rows, kernel)
+    basis, motion = new(B, bases, N, 3), new(B, N)
+    taps = new(B, T, camera_rows, kernel)
     rotation, position, focal = new(B, T, 3, 3), new(B, T, 3), new(B, T)
     coefficients = new(B, T, bases)
     power = triton.next_power_of_2
     channels = {"WIDTH": width, "BLOCK_WIDTH": power(width)}
+    overlapping = overlap(x.device)
     conv = {"ROWS": camera_rows, "KERNEL": kernel, "BLOCK_KERNEL": power(kernel)}
     with torch.cuda.device_of(x):  # nothing for a CPU tensor, in the interpreter
         _sum[(programs * parts,)](
-            x, sums_of_tracks, sums_of_frames, T, N, frames, WIDTH=width, **LAUNCH_SUM
+            *(x, sums_of_tracks, sums_of_frames, T, N, frames),
+            WIDTH=width,
+            **LAUNCH_SUM,
+            **overlapping,
         )
         _points[(B * N,)](
             sums_of_tracks,
             *points,
-            out,
+            basis,
+            motion,
             T,
             N,
             parts,
@@ -285,9 +304,14 @@ def heads(
             BLOCK_ROWS=power(point_rows),
             **channels,
             **LAUNCH_POINTS,
+            **overlapping,
         )
         _taps[(B * T * triton.cdiv(camera_rows, LAUNCH_TAPS["OUTPUTS"]),)](
-            sums_of_frames, camera[0], taps, T, N, blocks, **channels, **conv, **LAUNCH_TAPS
+            *(sums_of_frames, camera[0], taps, T, N, blocks),
+            **channels,
+            **conv,
+            **LAUNCH_TAPS,
+            **overlapping,
         )
         _cameras[(B * T,)](
             taps,
@@ -300,6 +324,6 @@ def heads(
             PREDICTS_FOCAL=predicts_focal,
             **conv,
             **LAUNCH_CAMERAS,
+            **overlapping,
         )
-    basis = out[..., :-1].unflatten(-1, (bases, 3)).transpose(1, 2)
-    return rotation, position, focal, coefficients, basis, out[..., -1]
+    return rotation, position, focal, coefficients, basis, motion

@@ -4,7 +4,8 @@ y = norm_out(x + down · gelu(up · norm(x))), and the hidden layer never leaves
 has the launcher and a kernel for any GPU; `mlp_hopper` has the one for Hopper.
 
 Where there are few tokens, several programs share the hidden units of a tile, and `_finish` adds up
-what they found, always in the same order.
+what they found, always in the same order. Partial sums are in the tokens' dtype, to which torch
+would round the product.
 """
 # mypy: allow-untyped-defs
 
@@ -15,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fasttracks.kernels.common import gelu, layer_norm
+from fasttracks.kernels.common import follow, gelu, layer_norm, overlap
 
 Affine = tuple[torch.Tensor, torch.Tensor]
 
@@ -31,10 +32,10 @@ LAUNCH = {
 FINISH = {"BLOCK_ROWS": 4, "num_warps": 4, "enable_fp_fusion": True}
 # Time in µs, by which to choose the number of splits, fitted on an H100: of 128 hidden units of a
 # tile, by kernel; of a tile besides; of starting to add up partial sums; of a row of those.
-COST = {"portable": 3.0, "hopper": 3.4, "tile": 5.0, "finish": 5.0, "row": 0.25e-3}
+COST = {"portable": 3.0, "hopper": 3.4, "tile": 5.0, "finish": 4.0, "row": 0.15e-3}
 
 
-@triton.jit(do_not_specialize=["rows", "splits"])
+@triton.jit(do_not_specialize=["rows", "splits", "apart"])
 def _mlp(
     x,
     y,
@@ -49,11 +50,13 @@ def _mlp(
     out_bias,
     rows,
     splits,
+    apart,
     C: tl.constexpr,
     H: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_C: tl.constexpr,
     STEP: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     dtype: tl.constexpr = x.dtype.element_ty
     item = tl.program_id(0)
@@ -65,6 +68,7 @@ def _mlp(
     mask = in_rows[:, None] & in_c[None, :]
     offsets = r.to(tl.int64)[:, None] * C + c[None, :]
 
+    follow(OVERLAP)
     h = tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32)
     h = layer_norm(h, norm_weight, norm_bias, c, C).to(dtype)
 
@@ -90,10 +94,10 @@ def _mlp(
         acc += tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32) + bias[None, :]
         tl.store(y + offsets, layer_norm(acc, out_weight, out_bias, c, C).to(dtype), mask=mask)
     else:
-        tl.store(partial + split.to(tl.int64) * rows * C + offsets, acc, mask=mask)
+        tl.store(partial + split.to(tl.int64) * apart * C + offsets, acc.to(dtype), mask=mask)
 
 
-@triton.jit(do_not_specialize=["rows", "splits"])
+@triton.jit(do_not_specialize=["rows", "splits", "apart"])
 def _finish(
     x,
     y,
@@ -103,9 +107,11 @@ def _finish(
     out_bias,
     rows,
     splits,
+    apart,
     C: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Add up the partial sums of `_mlp`, always in the same order; residual and norm."""
     r = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
@@ -114,9 +120,10 @@ def _finish(
     offsets = r.to(tl.int64)[:, None] * C + c[None, :]
     h = tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32)
     h += tl.load(down_bias + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
+    follow(OVERLAP)  # `x` was there before `_mlp` began
     for _ in range(splits):
-        h += tl.load(partial + offsets, mask=mask, other=0.0)
-        partial += rows.to(tl.int64) * C
+        h += tl.load(partial + offsets, mask=mask, other=0.0).to(tl.float32)
+        partial += apart.to(tl.int64) * C
     h = layer_norm(h, out_weight, out_bias, c, C)
     tl.store(y + offsets, h.to(y.dtype.element_ty), mask=mask)
 
@@ -175,7 +182,8 @@ def mlp(x: torch.Tensor, norm: Affine, up: Affine, down: Affine, norm_out: Affin
     if x.is_cuda:
         processors = torch.cuda.get_device_properties(x.device).multi_processor_count
     splits = _splits(rows, tiles, steps, time, processors)
-    partial = x.new_empty((splits if splits > 1 else 0, rows, C), dtype=torch.float32)
+    apart = tiles * tile  # rows from one split's partial sums to the next's
+    partial = x.new_empty(splits * apart, C) if splits > 1 else y.view(rows, C)
     block = triton.next_power_of_2(C)
     with torch.cuda.device_of(x):  # nothing for a CPU tensor, in the interpreter
         if hopper:
@@ -183,14 +191,19 @@ def mlp(x: torch.Tensor, norm: Affine, up: Affine, down: Affine, norm_out: Affin
             hopper.launch(x2, y2, partial, norm, up, down, norm_out, splits, processors)
         else:
             _mlp[(tiles * splits,)](
-                *(x, y, partial, *norm, *up, *down, *norm_out, rows, splits),
+                *(x, y, partial, *norm, *up, *down, *norm_out, rows, splits, apart),
                 C=C,
                 H=H,
                 BLOCK_C=block,
                 **LAUNCH,
+                **overlap(x.device),
             )
         if splits > 1:
             _finish[(triton.cdiv(rows, FINISH["BLOCK_ROWS"]),)](
-                *(x, y, partial, down[1], *norm_out, rows, splits), C=C, BLOCK_C=block, **FINISH
+                *(x, y, partial, down[1], *norm_out, rows, splits, apart),
+                C=C,
+                BLOCK_C=block,
+                **FINISH,
+                **overlap(x.device),
             )
     return y

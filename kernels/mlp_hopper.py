@@ -14,7 +14,7 @@ from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from fasttracks.kernels.common import gelu, layer_norm
+from fasttracks.kernels.common import follow, gelu, layer_norm, overlap
 
 C = gl.constexpr(256)  # channels
 ROWS = gl.constexpr(64)  # of a warpgroup; a tile has twice as many
@@ -125,7 +125,7 @@ def _step(acc, tokens, up_bias, ring, count, OUT: gl.constexpr):
 @gluon.jit
 def _compute(
     x, y, partial, norm, up_bias, down_bias, norm_out, ring, tokens, again, free, rows, items,
-    splits, H: gl.constexpr, HALF: gl.constexpr,
+    splits, H: gl.constexpr, HALF: gl.constexpr, OVERLAP: gl.constexpr,
 ):  # fmt: skip
     """One half of every tile."""
     dtype: gl.constexpr = x.dtype.element_ty
@@ -138,6 +138,7 @@ def _compute(
     c = gl.arange(0, C, layout=gl.SliceLayout(0, OUT))
     count = 0
     phase = 0
+    follow(OVERLAP)  # weights may be on their way before
     for item in range(gl.program_id(0), items, gl.num_programs(0)):
         tile, split, first, last = _range(item, splits, H)
         row = (tile * 2 + HALF) * ROWS
@@ -166,17 +167,18 @@ def _compute(
             hopper.fence_async_shared()
             _store(y, [row, 0], tokens)
         else:
-            r = row + gl.arange(0, ROWS, layout=gl.SliceLayout(1, OUT))
-            to = (split * rows.to(gl.int64) + r)[:, None] * C + c[None, :]
-            gl.store(partial + to, acc, mask=(r < rows)[:, None])
+            _barrier()
+            tokens.store(acc.to(dtype))
+            hopper.fence_async_shared()
+            _store(partial, [split * (items // splits) * (2 * ROWS) + row, 0], tokens)
     tma.store_wait(0)
 
 
 # Of what isn't a constexpr, only alignment and dtype are specialised on.
 @gluon.jit(do_not_specialize=["rows", "items", "splits"])
 def _mlp(
-    x, x_tiles, y_tiles, partial, norm_weight, norm_bias, up_tiles, up_bias, down_tiles, down_bias,
-    out_weight, out_bias, rows, items, splits, H: gl.constexpr,
+    x, x_tiles, y_tiles, partial_tiles, norm_weight, norm_bias, up_tiles, up_bias, down_tiles,
+    down_bias, out_weight, out_bias, rows, items, splits, H: gl.constexpr, OVERLAP: gl.constexpr,
 ):  # fmt: skip
     dtype: gl.constexpr = x.dtype.element_ty
     BARRIER: gl.constexpr = mbarrier.MBarrierLayout()
@@ -198,10 +200,10 @@ def _mlp(
     norm_out = (out_weight, out_bias)
     gl.warp_specialize(
         [
-            (_compute, (x, y_tiles, partial, norm, up_bias, down_bias, norm_out, ring, tokens,
-                        again, free, rows, items, splits, H, 0)),
-            (_compute, (x, y_tiles, partial, norm, up_bias, down_bias, norm_out, ring, tokens,
-                        again, free, rows, items, splits, H, 1)),
+            (_compute, (x, y_tiles, partial_tiles, norm, up_bias, down_bias, norm_out, ring,
+                        tokens, again, free, rows, items, splits, H, 0, OVERLAP)),
+            (_compute, (x, y_tiles, partial_tiles, norm, up_bias, down_bias, norm_out, ring,
+                        tokens, again, free, rows, items, splits, H, 1, OVERLAP)),
             (_produce, (x_tiles, up_tiles, down_tiles, ring, tokens, again, free, items, splits,
                         H)),
         ],
@@ -224,7 +226,7 @@ def launch(x, y, partial, norm, up, down, norm_out, splits: int, processors: int
         x,
         tiles(x, ROWS.value, width),
         tiles(y, ROWS.value, width),
-        partial,
+        tiles(partial, ROWS.value, width),
         *norm,
         tiles(up[0], STEP.value, width // 2),
         up[1],
@@ -236,4 +238,5 @@ def launch(x, y, partial, norm, up, down, norm_out, splits: int, processors: int
         splits,
         H=len(up[0]),
         **LAUNCH,
+        **overlap(x.device),
     )

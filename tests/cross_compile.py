@@ -116,14 +116,14 @@ LENGTHS = {"T": "i32", "N": "i32"}
 CHANNELS = {"WIDTH": 256, "BLOCK_WIDTH": 256}
 CONV = {"ROWS": 21, "KERNEL": 31, "BLOCK_KERNEL": 32}
 MLP_TYPES = {
-    **dict.fromkeys(("x", "y"), "*fp16"),
+    **dict.fromkeys(("x", "y", "partial"), "*fp16"),
     **{
         f"{layer}_{part}": "*fp16"
         for layer in ("norm", "up", "down", "out")
         for part in ("weight", "bias")
     },
-    **dict.fromkeys(("rows", "items", "splits"), "i32"),
-    **dict.fromkeys(("x_tiles", "y_tiles"), tile("fp16", 64, 256, gluon=True)),
+    **dict.fromkeys(("rows", "items", "splits", "apart"), "i32"),
+    **dict.fromkeys(("x_tiles", "y_tiles", "partial_tiles"), tile("fp16", 64, 256, gluon=True)),
     "up_tiles": tile("fp16", 128, 128, gluon=True),
     "down_tiles": tile("fp16", 256, 64, gluon=True),
 }
@@ -181,6 +181,7 @@ def compile_for(architecture: int, case: Case) -> dict[str, Any]:
     Returns:
         name, architecture; registers per thread; stack in bytes per thread (spills live there);
         shared memory in bytes per block; wgmma: whether Hopper's matrix instruction is used;
+        overlaps: whether it may begin before the launch before it is done;
         specialised: arguments that are numbers and whose value may compile the kernel anew.
     """
     signature = {}
@@ -198,12 +199,13 @@ def compile_for(architecture: int, case: Case) -> dict[str, Any]:
         elif not param.do_not_specialize_on_alignment:  # torch aligns its tensors
             attributes[(param.num,)] = [["tt.divisibility", 16]]
 
-    constexprs = {k: v for k, v in case.keywords.items() if k in signature}
+    keywords = {**case.keywords, "OVERLAP": architecture >= 90}
+    constexprs = {k: v for k, v in keywords.items() if k in signature}
     source = GluonASTSource if isinstance(case.kernel, GluonJITFunction) else ASTSource
     compiled = triton.compile(
         source(case.kernel, signature, constexprs, attributes),
         target=GPUTarget("cuda", architecture, 32),
-        options={k: v for k, v in case.keywords.items() if k not in constexprs or k == "num_warps"},
+        options={k: v for k, v in keywords.items() if k not in constexprs or k == "num_warps"},
     )
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(compiled.asm["cubin"])
@@ -219,6 +221,7 @@ def compile_for(architecture: int, case: Case) -> dict[str, Any]:
         "stack": int(resources[1]),
         "shared": compiled.metadata.shared,
         "wgmma": "wgmma" in compiled.asm["ptx"],
+        "overlaps": "griddepcontrol.wait" in compiled.asm["ptx"],
         "specialised": specialised,
     }
 

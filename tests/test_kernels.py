@@ -146,8 +146,8 @@ LIMITS = {
     "compose_project K=32": (208, 4096, False),
     "embed": (255, 1 << 15, True),
     "heads sum": (168, 8192, False),
-    "heads points": (64, 8192, False),
-    "heads taps": (128, 4096, False),
+    "heads points": (96, 8192, False),
+    "heads taps": (168, 4096, False),
     "heads cameras": (64, 4096, False),
     "mlp": (224, 99 << 10, True),  # the shared memory of sm_86
     "mlp finish": (64, 4096, False),
@@ -188,6 +188,7 @@ def test_compiled_kernels(compiled: list[dict], architecture: int) -> None:
         assert usage["shared"] <= shared, usage
         assert usage["stack"] <= SPILLS.get((usage["name"], architecture), 0), usage
         assert not usage["specialised"], usage
+        assert usage["overlaps"] == (architecture >= 90), usage
         assert usage["wgmma"] == (wgmma and architecture == 90), usage
 
 

@@ -133,3 +133,26 @@ def test_backends_agree(precision, shape):
     for name, value in ours._asdict().items():
         expected = getattr(plain, name)
         assert (value - expected).norm() <= bound * expected.norm(), name
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("frames", "tracks"), [(50, 100), (65, 130), (3, 7)])
+def test_launches_that_overlap_see_what_the_last_wrote(frames, tracks):
+    """Kernels begin while those before them end: pauses in between change no bit."""
+    network = fasttracks.load("base", device="cuda", precision="fp16", backend="triton")
+    x = random_tracks(frames, tracks, dtype=torch.float32).cuda()
+
+    def pausing(function):
+        def call(*args, **keywords):
+            result = function(*args, **keywords)
+            torch.cuda.synchronize()
+            return result
+
+        return call
+
+    with torch.no_grad():
+        at_once = [network(x) for _ in range(20)]
+        network.backend = ops.Backend("triton", *map(pausing, network.backend[1:]))
+        paused = network(x)
+    for found in at_once:
+        assert all(map(torch.equal, found, paused))
