@@ -130,22 +130,20 @@ class Backend(NamedTuple):
 
 TORCH = Backend("torch", embed, attention, mlp, heads, compose_project)
 
-KERNELS_BY_DEFAULT = False  # not before the GPU tests have passed on the kernels as they are
-
 
 def choose(name: str, config: Config, device: torch.device | None = None) -> Backend:
     """The backend that "auto", "triton" or "torch" stands for on a device, by default CUDA's.
 
-    With `KERNELS_BY_DEFAULT` "auto" is Triton's kernels on a CUDA GPU from compute capability 8.0
-    on, else plain torch; it warns, once, where that is for want of Triton or of such a GPU.
-    Networks of unusual sizes are plain torch's as well.
+    "auto" is Triton's kernels on a CUDA GPU from compute capability 8.0 on, else plain torch; it
+    warns, once, where that is for want of Triton or of such a GPU. Networks of unusual sizes are
+    plain torch's as well.
 
     Raises:
         InputError: an unknown name, or "triton" where it can't run.
     """
     if name not in ("auto", "triton", "torch"):
         raise InputError(f"backend: expected 'auto', 'triton' or 'torch', found {name!r}")
-    if name == "torch" or (name == "auto" and not KERNELS_BY_DEFAULT):
+    if name == "torch":
         return TORCH
     missing = _missing(device)
     usual = all(n >= 16 and n & (n - 1) == 0 for n in (config.width, config.head_width))

@@ -13,8 +13,8 @@ import triton
 from fasttracks.kernels import attention_triton as triton_kernels
 from fasttracks.kernels.attention_triton import LONGEST, TIME, is_hopper
 
-# Tokens whose queries, keys and values are in memory at a time: 0.8 GB of them.
-TOKENS_AT_ONCE = 1 << 17
+# Tokens whose queries, keys and values are in memory at a time: 0.4 GB of them.
+TOKENS_AT_ONCE = 1 << 16
 
 
 def attention(

@@ -20,7 +20,6 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     monkeypatch.setattr(ops, "_triton", lambda: KERNELS)
-    monkeypatch.setattr(ops, "KERNELS_BY_DEFAULT", True)
     ops._fall_back.cache_clear()
 
 
