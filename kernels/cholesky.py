@@ -5,6 +5,7 @@ same elimination turns into y = L⁻¹ b and L⁻ᵀ, so that x = L⁻ᵀ y is a
 vector, without the long chain of a back substitution.
 """
 # mypy: allow-untyped-defs
+# ruff: noqa: PLR0915
 
 import torch
 import triton
@@ -16,7 +17,7 @@ LAUNCH = {"TILE": TILE, "num_warps": 1, "enable_fp_fusion": True}
 
 @triton.jit
 def _column(tile, here):
-    """The column that `here` is true for, exactly: a sum of bits, of which nothing but it is left."""
+    """The column that `here` is true for, exactly: a sum of bits, all others 0."""
     bits = tl.where(here, tile.to(tl.int64, bitcast=True), 0)
     return tl.xor_sum(bits, axis=1).to(tl.float64, bitcast=True)
 
@@ -33,11 +34,13 @@ def _load(matrix, rows, columns, stride, mask, FIRST: tl.constexpr):
 @triton.jit
 def _below(system, below, rows, columns, mask, n, fresh, FIRST: tl.constexpr):
     """A tile of what hangs below S: as it is, or, met for the first time, as it begins."""
-    tile = tl.load(below + rows * n + columns, mask=mask & (rows < tl.where(fresh, 0, n + 1)), other=0.0)
+    tile = tl.load(
+        below + rows * n + columns, mask=mask & (rows < tl.where(fresh, 0, n + 1)), other=0.0
+    )
     tile += tl.where(mask & (rows == tl.where(fresh, columns + 1, -1)), 1.0, 0.0)
     if FIRST:
-        right = tl.load(system + n * (n + 1) + columns + 0 * rows, mask=mask & (rows == 0), other=0.0)
-        tile += right.to(tl.float64)
+        right = system + n * (n + 1) + columns + 0 * rows
+        tile += tl.load(right, mask=mask & (rows == 0), other=0.0).to(tl.float64)
     return tile
 
 
@@ -78,7 +81,8 @@ def _panel(system, work, below, done, n, panel, FIRST: tl.constexpr, TILE: tl.co
     standing, lying = tl.arange(0, 2 * TILE)[:, None], tl.arange(0, 2 * TILE)[None, :]
     inside = (standing < TILE) & (begin + standing < n) & (begin + lying < n) & (lying < TILE)
     pivot = _load(source, begin + lying, begin + standing, stride, inside, FIRST)
-    pivot += tl.where((standing % TILE == lying) & ((standing >= TILE) | (begin + lying >= n)), 1.0, 0.0)
+    ones = (standing % TILE == lying) & ((standing >= TILE) | (begin + lying >= n))
+    pivot += tl.where(ones, 1.0, 0.0)
     for c in tl.static_range(TILE):
         here, right = lying == c, lying > c
         column = _column(pivot, here)

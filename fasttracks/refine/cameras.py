@@ -21,7 +21,6 @@ from fasttracks.geometry import (
     project,
     to_camera,
 )
-
 from fasttracks.refine.positive import has_kernels
 
 

@@ -43,7 +43,8 @@ def finetune(
     the clip, 256 on CUDA and 64 elsewhere. Every 25 steps all tracks are judged; the best weights
     so far give the prediction, so that its loss is never above the network's own. Stops early
     when 200 steps found nothing better. The network itself stays as it is. On CUDA blocks run in
-    bfloat16, compiled, and steps are replayed as a CUDA graph. A progress bar with the loss shows on a terminal.
+    bfloat16, compiled, and steps are replayed as a CUDA graph. A progress bar with the loss shows
+    on a terminal.
     """
     results = [_tune(network, clip[None], steps, learning_rate, at_once, seed) for clip in tracks]
     predictions, before, after, taken = zip(*results, strict=True)

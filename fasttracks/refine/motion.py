@@ -64,7 +64,7 @@ def cost(motion: Motion, sight: Sight) -> Tensor:
 
 
 def principal(points: Tensor, count: int) -> Tensor:
-    """The subspace (B, T, count) over time, orthonormal, that moving points (B, T, N, 3) span most of.
+    """An orthonormal basis (B, T, count) over time of what points (B, T, N, 3) move by, mostly.
 
     By subspace iteration from the slowest cosines, count ≤ T; those stay where nothing moves.
     """
