@@ -97,6 +97,37 @@ def summary(rows: list[dict[str, float]], forward: list[dict[str, float]]) -> di
     }
 
 
+def speed(network: TracksTo4D, clip: Clips) -> dict[str, Any]:
+    """Seconds of bundle adjustment and of 500 steps of fine-tuning, on one clip."""
+    found: dict[str, Any] = {"frames": clip.tracks.shape[1], "tracks": clip.tracks.shape[2]}
+    with torch.no_grad():
+        given = network(clip.tracks)
+        times = []
+        for _ in range(21):
+            _wait(clip)
+            start = time.perf_counter()
+            adjusted, _ = bundle(given, clip.tracks, clip.focal == 1)
+            _wait(clip)
+            times.append(1000 * (time.perf_counter() - start))
+    for name, p in (("ate before", given), ("ate after", adjusted)):
+        estimate = Estimate(p.points_camera, p.rotation, p.position, p.projection)
+        found[name] = round(float(metrics(estimate, clip.truth)["ate"]), 4)
+    found["bundle ms, first call"] = round(times[0], 1)
+    found["bundle ms, median"] = round(float(np.median(times[1:])), 2)
+    for which in ("first", "second"):
+        _wait(clip)
+        start = time.perf_counter()
+        _, report = finetune(network, clip.tracks, steps=500)
+        _wait(clip)
+        seconds, steps = time.perf_counter() - start, report.steps[0]
+        found[f"fine-tuning, {which} call"] = {
+            "steps": steps,
+            "seconds": round(seconds, 2),
+            "steps/s": round(steps / seconds, 1),
+        }
+    return found
+
+
 def main() -> None:
     """Measure every kind in every way."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -147,12 +178,25 @@ def main() -> None:
             worse = found["worse by over 2 %"]["ate"]
             print(f"{kind:9} {name:24} median  {means}  ATE worse {worse}/{found['clips']}")
 
+    timed = None
+    if device.type == "cuda":
+        clip = generate(
+            1,
+            50,
+            1000,
+            library=library,
+            generator=seeded(1000 * options.seed, "validation", device),
+            variety=KINDS["orbit"],
+        )
+        timed = speed(network, clip)
+        print(timed)
     record = {
         **machine.describe(device.type),
         "model": options.model,
         "frames": options.frames,
         "tracks": options.tracks,
         "kinds": kinds,
+        "speed": timed,
         "error against seconds, on the same clips": {
             name: summary(found, compared["forward"])["mean"] for name, found in compared.items()
         },

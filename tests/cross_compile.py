@@ -19,10 +19,15 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
 
 from fasttracks.kernels import (
+    adjust,
+    adjust_cameras,
+    adjust_points,
     attention_hopper,
     attention_triton,
+    cholesky,
     compose_project,
     embed,
+    fit_scale,
     heads,
     mlp,
     mlp_hopper,
@@ -113,6 +118,33 @@ def attention_cases(dtype: str) -> list[Case]:
 
 
 LENGTHS = {"T": "i32", "N": "i32"}
+
+
+def refinement_cases() -> list[Case]:
+    """The kernels of bundle adjustment in float64."""
+    depth = {"MIN_DEPTH": 0.01}
+    launches = {
+        "adjust points": (adjust_points._points, {**depth, **adjust_points.LAUNCH}),
+        "adjust cameras": (adjust_cameras._cameras, {**depth, **adjust_cameras.LAUNCH}),
+        "adjust move": (adjust_cameras._move_cameras, adjust_cameras.MOVE),
+        "adjust cost": (adjust_points._cost, {"MOVE": True, **depth, **adjust_points.LAUNCH}),
+        "adjust accept": (adjust._accept, adjust.ACCEPT),
+        "fit_scale": (fit_scale._fit_scale, {"LEAST": 1e-3, **fit_scale.LAUNCH}),
+        "cholesky": (cholesky._panel, {"FIRST": True, **cholesky.LAUNCH}),
+    }
+    numbers = dict.fromkeys(("C", "n", "panel", "blocks", "iterations"), "i32")
+    return [
+        Case(
+            name,
+            kernel,
+            keywords,
+            {p.name: "*fp64" for p in kernel.params if not p.is_constexpr} | LENGTHS | numbers,
+            (80, 90),
+        )
+        for name, (kernel, keywords) in launches.items()
+    ]
+
+
 CHANNELS = {"WIDTH": 256, "BLOCK_WIDTH": 256}
 CONV = {"ROWS": 21, "KERNEL": 31, "BLOCK_KERNEL": 32}
 MLP_TYPES = {
@@ -172,6 +204,7 @@ CASES = [
     Case("mlp finish", mlp._finish, {"C": 256, "BLOCK_C": 256, **mlp.FINISH}, MLP_TYPES),
     Case("mlp hopper", mlp_hopper._mlp, {"H": 2048, **mlp_hopper.LAUNCH}, MLP_TYPES, (90,)),
     *attention_cases("fp16"),
+    *refinement_cases(),
 ]
 
 

@@ -162,9 +162,19 @@ LIMITS = {
     "project fp16": (255, 99 << 10, True),
     "project few fp16": (255, 227 << 10, True),
     "project many fp16": (255, 227 << 10, True),
+    "adjust points": (168, 4096, False),
+    "adjust cameras": (255, 4096, False),
+    "adjust move": (128, 4096, False),
+    "adjust cost": (128, 4096, False),
+    "adjust accept": (64, 4096, False),
+    "fit_scale": (128, 4096, False),
+    "cholesky": (255, 1 << 14, False),
 }
 # Bytes of stack per thread, where spills are, of those that may have any.
-SPILLS = {("embed", 100): 160}
+SPILLS = {
+    ("embed", 100): 160,
+    **{("adjust move", a): 64 for a in (80, 90)},  # sines of large angles
+}
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ network's, and points and cameras are free. Then, the cameras held, the low-rank
 to the tracks that no static point explains.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +15,9 @@ from torch.nn.functional import normalize
 
 from fasttracks.geometry import Prediction, camera_steps, compose, exponential, project, to_camera
 from fasttracks.refine.cameras import Evidence, Scene, adjust, choose
-from fasttracks.refine.motion import Motion, Sight, adjust_motion
+from fasttracks.refine.graphs import replayed
+from fasttracks.refine.motion import Motion, Sight, adjust_motion, principal
+from fasttracks.refine.positive import has_kernels, solve
 
 NOISE = 0.5 / 525  # least scale of a track's offsets, in units of the focal length
 DEPTH, FOCAL = 0.5, 0.1  # deviation, as a share, of the network's depths and focal lengths
@@ -48,7 +51,22 @@ def bundle(
     out; the best start is found in float32, and made accurate in float64. Finite whatever the
     tracks are.
     """
-    given = Prediction(*(value.float() for value in prediction))
+    run = partial(replayed, _bundle) if has_kernels(tracks.device) else _bundle
+    *fields, before, after, kept, gain, spread, static = run(*prediction, tracks, known_focal)
+    iterations = len(_COARSE) * _COARSE_ITERATIONS + _FINE_ROUNDS * _FINE_ITERATIONS
+    how = (kept, gain, spread, static)
+    outcome = [_outcome(*values) for values in zip(*(v.tolist() for v in how), strict=True)]
+    return Prediction(*fields), Report(before, after, iterations, outcome)
+
+
+def _bundle(*inputs: Tensor) -> tuple[Tensor, ...]:
+    """What `bundle` does, as tensors of tensors: a prediction's fields and how it went.
+
+    That is the cost before and after, whether the input was kept, the last step's gain, parallax
+    and the share of static tracks, (B,) each. Waits for no device.
+    """
+    *fields, tracks, known_focal = inputs
+    given = Prediction(*(value.float() for value in fields))
     rough = _Problem.of(given, tracks.float(), ~known_focal).coarse()
     problem = _Problem.of(given, tracks.double(), ~known_focal)
     scene, gain = problem.fine(Scene(*(value.double() for value in rough)))
@@ -77,19 +95,9 @@ def bundle(
     finite = torch.stack([value.flatten(1).isfinite().all(1) for value in adjusted]).all(0)
     kept = ~((after < before) & finite)
     result = Prediction(*(choose(kept, a, b) for a, b in zip(given, adjusted, strict=True)))
-    iterations = len(_COARSE) * _COARSE_ITERATIONS + _FINE_ROUNDS * _FINE_ITERATIONS
     spread = parallax(scene, problem.evidence.weight, static)
-    outcome = [
-        _outcome(*values)
-        for values in zip(
-            kept.tolist(),
-            gain.tolist(),
-            spread.tolist(),
-            static.float().mean(1).tolist(),
-            strict=True,
-        )
-    ]
-    return result, Report(before, torch.where(kept, before, after), iterations, outcome)
+    after = torch.where(kept, before, after)
+    return *result, before, after, kept, gain, spread, static.double().mean(1)
 
 
 def _outcome(kept: bool, gain: float, spread: float, static: float) -> str:
@@ -135,7 +143,7 @@ class _Problem(NamedTuple):
                 turn,
                 step,
                 ones / TURN**2,
-                ones / (STEP * _median(depth.flatten(1))[:, None]) ** 2,
+                ones / (STEP * _median(depth)[:, None]) ** 2,
                 log_focal,
                 torch.full_like(log_focal, FOCAL**-2),
                 free,
@@ -218,18 +226,17 @@ class _Problem(NamedTuple):
         points = torch.where(static[:, None, :, None], scene.points[:, None], points)
 
         # Coefficients are the principal components of what moves.
-        away = points - points.mean(1, keepdim=True)
-        components = torch.linalg.svd(away.flatten(2), full_matrices=False)[0][..., : bases - 1]
+        components = principal(points, min(bases - 1, frames))
         coefficients = torch.ones_like(given.coefficients, dtype=focal.dtype)
         coefficients[..., 1:] = 0
         coefficients[..., 1 : 1 + components.shape[-1]] = components * frames**0.5
         ridge = 1e-3 * frames * torch.eye(bases, dtype=focal.dtype, device=focal.device)
-        basis = torch.linalg.solve(
+        basis = solve(
             coefficients.mT @ coefficients + ridge, coefficients.mT @ points.flatten(2)
         ).view(len(points), bases, -1, 3)
         basis[:, 0] = torch.where(static[..., None], scene.points, basis[:, 0])
 
-        middle = _median(log_depth.flatten(1)).exp()[:, None]
+        middle = _median(log_depth).exp()[:, None]
         scale = fit_scale(scene, e, e.scale, 20)
         reach = torch.where(static, 0.3 * scale, (3 * scale).clamp(0.02, 1.0)) * middle
         fitted = adjust_motion(
@@ -257,6 +264,10 @@ def fit_scale(scene: Scene, evidence: Evidence, scale: Tensor, iterations: int) 
     A fixed point of σ² = 2 mean(σ² r² / (σ² + r²)), from `scale`.
     """
     square, weight = _square(scene, evidence), evidence.weight
+    if has_kernels(square.device):
+        from fasttracks.kernels import fit_scale as kernel
+
+        return kernel.fit_scale(square, weight.contiguous(), scale.contiguous(), iterations, NOISE)
     count = weight.sum(1).clamp(min=1)
     variance = scale.square()
     for _ in range(iterations):
@@ -299,8 +310,9 @@ def _reversed(scene: Scene) -> Scene:
     rotation, position = scene.rotation[:, middle], scene.position[:, middle, None]
     camera = (scene.points - position) @ rotation
     depth = camera[..., 2:].clamp(min=1e-3)
-    median = _median(depth.flatten(1))[:, None, None]
-    across = torch.tensor([-1.0, -1.0, 1.0], dtype=depth.dtype, device=depth.device)
+    median = _median(depth[..., 0])[:, None, None]
+    across = depth.new_full((3,), -1.0)
+    across[2] = 1.0
     moved = ((scene.position - position) @ rotation * across) @ rotation.mT + position
     pivot = median * rotation[:, None, :, 2] + position
     before, after = (normalize(pivot - place, dim=-1) for place in (scene.position, moved))
@@ -315,7 +327,7 @@ def _reversed(scene: Scene) -> Scene:
 
 def _in_front(depth: Tensor) -> Tensor:
     """Depths (B, T, N), none below a hundredth of their median."""
-    return depth.clamp(min=1e-3 + 1e-2 * _median(depth.abs().flatten(1))[:, None, None])
+    return depth.clamp(min=1e-3 + 1e-2 * _median(depth.abs())[:, None, None])
 
 
 def _repeat(values: Any, times: int) -> Any:
@@ -324,4 +336,7 @@ def _repeat(values: Any, times: int) -> Any:
 
 
 def _median(values: Tensor) -> Tensor:
-    return values.median(-1).values
+    """Of each clip (B, ...), the median of its rows' medians, which needs no long sort."""
+    while values.ndim > 1:
+        values = values.median(-1).values
+    return values

@@ -21,6 +21,7 @@ from fasttracks.geometry import (
     project,
     to_camera,
 )
+from fasttracks.refine.positive import has_kernels
 
 
 class Scene(NamedTuple):
@@ -91,6 +92,12 @@ def adjust(scene: Scene, evidence: Evidence, damping: Tensor, iterations: int) -
 
     damping (B,), relative to the diagonal, as Marquardt has it. Waits for no device.
     """
+    if has_kernels(scene.points.device):
+        from fasttracks.kernels import adjust as kernel
+
+        given = (type(part)(*(v.contiguous() for v in part)) for part in (scene, evidence))
+        found, damping, gain = kernel.adjust(*given, damping.contiguous(), iterations)
+        return Adjusted(Scene(*found), damping, gain)
     current = cost(scene, evidence)
     gain = torch.zeros_like(current)
     for _ in range(iterations):
@@ -167,7 +174,7 @@ def solve(normal: Normal, focal_free: Tensor, damping: Tensor) -> tuple[Tensor, 
     """
     n, damp = normal, damping[:, None]
     diagonal = n.points.diagonal(dim1=-2, dim2=-1)
-    floor = 1e-6 * diagonal.mean((1, 2), keepdim=True) + 1e-12  # for tracks never seen
+    floor = 1e-6 * diagonal.mean(2, keepdim=True) + 1e-12  # for tracks never seen, or once
     V_inverse = _inverse3(n.points + torch.diag_embed(damp[..., None] * diagonal + floor))
     mixed = (n.mixed[..., None] * V_inverse[:, None]).sum(-2)
     S = n.cameras - mixed.flatten(2) @ n.mixed.flatten(2).mT

@@ -4,6 +4,7 @@ World points X(t, n) = Σ_k c_k(t) B_k(n). Given the coefficients c, tracks don'
 each is 3 K unknowns; given the basis B, neither do frames, K - 1 unknowns each.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from fasttracks.geometry import MIN_DEPTH, compose, project, to_camera
 from fasttracks.refine.cameras import choose
+from fasttracks.refine.positive import inverse_factor, solve
 
 
 class Motion(NamedTuple):
@@ -61,6 +63,29 @@ def cost(motion: Motion, sight: Sight) -> Tensor:
     )
 
 
+def principal(points: Tensor, count: int) -> Tensor:
+    """An orthonormal basis (B, T, count) over time of what points (B, T, N, 3) move by, mostly.
+
+    By subspace iteration from the slowest cosines, count ≤ T; those stay where nothing moves.
+    """
+    away = (points - points.mean(1, keepdim=True)).flatten(2)
+    frames = away.shape[1]
+    gram = away @ away.mT
+    eye = torch.eye(frames, dtype=gram.dtype, device=gram.device)
+    gram = gram / (gram.diagonal(dim1=1, dim2=2).sum(1)[:, None, None] + 1e-30) + 1e-6 * eye
+    time = (torch.arange(frames, dtype=gram.dtype, device=gram.device) + 0.5) * (math.pi / frames)
+    order = torch.arange(1, count + 1, dtype=gram.dtype, device=gram.device) % frames
+    space = (time[:, None] * order).cos().expand(len(gram), -1, -1)
+    identity = torch.eye(count, dtype=gram.dtype, device=gram.device)
+    for _ in range(8):
+        space = gram @ space
+        square = space.mT @ space
+        unit = square.diagonal(dim1=1, dim2=2).rsqrt()
+        space = space * unit[:, None]
+        space = space @ inverse_factor(square * unit[:, None] * unit[..., None] + 1e-12 * identity)
+    return space
+
+
 def _by_point(motion: Motion, sight: Sight) -> tuple[Tensor, Tensor]:
     """Hessians (B, T, N, 3, 3) and gradients (B, T, N, 3) of observations by world points."""
     s = sight
@@ -106,8 +131,7 @@ def _step_basis(motion: Motion, sight: Sight, damping: Tensor) -> tuple[Motion, 
     diagonal = A.diagonal(dim1=-2, dim2=-1)
     floor = 1e-9 * diagonal.mean(-1, keepdim=True) + 1e-12
     A = A + torch.diag_embed(damping[..., None] * diagonal + floor)
-    factor, _ = torch.linalg.cholesky_ex(A)
-    step = torch.cholesky_solve(right.transpose(1, 2).flatten(2)[..., None], factor)
+    step = solve(A, right.transpose(1, 2).flatten(2)[..., None])
     step = step.view(batch, tracks, bases, 3).transpose(1, 2)
 
     trial = motion._replace(basis=basis + step)
@@ -135,8 +159,7 @@ def _step_coefficients(motion: Motion, sight: Sight) -> Motion:
     S = S.view(batch, frames * free, frames * free)
     diagonal = S.diagonal(dim1=-2, dim2=-1)
     S = S + torch.diag_embed(1e-2 * diagonal + 1e-9 * diagonal.mean(-1, keepdim=True) + 1e-12)
-    factor, _ = torch.linalg.cholesky_ex(S)
-    step = torch.cholesky_solve(right.flatten(1)[..., None], factor).view(batch, frames, free)
+    step = solve(S, right.flatten(1)[..., None]).view(batch, frames, free)
     trial = motion._replace(coefficients=torch.cat([c[..., :1], c[..., 1:] + step], -1))
     better = cost(trial, sight).sum(1) < cost(motion, sight).sum(1)
     return motion._replace(coefficients=choose(better, trial.coefficients, c))
