@@ -12,18 +12,28 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from fasttracks.geometry import Prediction, camera_steps, compose, exponential, project, to_camera
+from fasttracks.geometry import (
+    Prediction,
+    camera_steps,
+    compose,
+    exponential,
+    project,
+    rotation_angle,
+    to_camera,
+)
 from fasttracks.refine.cameras import Evidence, Scene, adjust, choose
 from fasttracks.refine.motion import Motion, Sight, adjust_motion
 
 NOISE = 0.5 / 525  # least scale of a track's offsets, in units of the focal length
-DEPTH, FOCAL = 0.2, 0.1  # deviation, as a share, of the network's depths and focal lengths
-CAMERA = 1.0  # of its camera steps, in radians and median depths, as a share of its least γ
-CALM = 2.0  # a track of more than so many least γ may move, and counts less by its 4th power
+DEPTH, FOCAL = 0.3, 0.4  # deviation, as a share, of the network's depths and focal lengths
+CAMERA = 1.5  # of its camera steps, in radians and median depths, as a share of the least γ
+CALM, FIRMNESS = 2.5, 8  # a track with γ over so many least γ counts less, by that power
 MOVING_DEPTH = 0.02  # of a whole track of its depths of what moves
 ACCELERATION = 0.01  # of what moves, as a share of the median depth, a frame²
 STATIC = 6 * NOISE, 4  # a track whose static scale is less, seen so often, doesn't move
 NO_PARALLAX = 0.01  # radians that the views of static points are spread over
+FEW = 8  # static tracks in nearly every frame that cameras are believed from
+DOUBT = 1.8, 0.45  # least γ that camera turns differ from the network's, share of static tracks
 
 _COARSE_ROUNDS, _COARSE_ITERATIONS = 2, 6
 _FINE_ROUNDS, _FINE_ITERATIONS, _MOTION_ROUNDS = 3, 6, 4
@@ -87,7 +97,8 @@ def bundle(
         project(points_camera, cameras[2]),
     )
     finite = torch.stack([value.flatten(1).isfinite().all(1) for value in adjusted]).all(0)
-    kept = ~((after < before) & finite)
+    doubtful = problem.doubtful(scene, static)
+    kept = ~((after < before) & finite) | doubtful
     result = Prediction(*(choose(kept, a, b) for a, b in zip(given, adjusted, strict=True)))
     iterations = _COARSE_ROUNDS * _COARSE_ITERATIONS + _FINE_ROUNDS * _FINE_ITERATIONS
     spread = parallax(scene, problem.observed, static)
@@ -95,6 +106,7 @@ def bundle(
         _outcome(*values)
         for values in zip(
             kept.tolist(),
+            doubtful.tolist(),
             gain.tolist(),
             spread.tolist(),
             static.float().mean(1).tolist(),
@@ -104,8 +116,10 @@ def bundle(
     return result, Report(before, torch.where(kept, before, after), iterations, outcome)
 
 
-def _outcome(kept: bool, gain: float, spread: float, static: float) -> str:
+def _outcome(kept: bool, doubtful: bool, gain: float, spread: float, static: float) -> str:
     """In words: whether the input was kept, else how it ended and what is not known."""
+    if doubtful:
+        return "too few static tracks to adjust cameras, kept the network's answer"
     if kept:
         return "no better cameras found, kept the network's answer"
     words = ["converged" if gain < 1e-3 else "out of iterations"]
@@ -131,12 +145,13 @@ class _Problem(NamedTuple):
         depth = _in_front(to_camera(start.points[:, None], start.rotation, start.position)[..., 2])
         turn, step = camera_steps(start.rotation, start.position)
         # γ of what stands still is about the network's own error, in radians.
-        level = torch.quantile(gamma, 0.1, dim=1, keepdim=True).clamp(min=NOISE)
-        mobility = (gamma / (CALM * level)).clamp(1, 10)
+        level = torch.quantile(gamma, 0.005, dim=1, keepdim=True).clamp(min=NOISE)
+        # Where even the least γ is large, all may move.
+        mobility = (gamma / (CALM * level.clamp(max=10 * NOISE))).clamp(1, 10)
         deviation = (CAMERA * level).expand(step.shape[:2])
         evidence = Evidence(
             positions,
-            observed / mobility[:, None] ** 4,
+            observed / mobility[:, None] ** FIRMNESS,
             torch.full_like(gamma, 10 * NOISE),
             depth.log(),
             # One expectation a track, not one a frame: its errors are the same in all.
@@ -179,7 +194,22 @@ class _Problem(NamedTuple):
     def static(self, scene: Scene) -> Tensor:
         """Tracks (B, N) that a static point explains."""
         scale = fit_scale(scene, self.evidence, self.evidence.scale, 20)
-        return (scale * self.mobility**4 < STATIC[0]) & (self.observed.sum(1) >= STATIC[1])
+        return (scale * self.mobility < STATIC[0]) & (self.observed.sum(1) >= STATIC[1])
+
+    def doubtful(self, scene: Scene, static: Tensor) -> Tensor:
+        """Clips (B,) whose cameras hang on few tracks, or follow what may well move.
+
+        The latter: most tracks move, and the others contradict the network by far more than it
+        is usually wrong.
+        """
+        e = self.evidence
+        count = (self.observed * static[:, None]).sum(2)
+        few = torch.quantile(count, 0.1, dim=1) < FEW
+        turn, _ = camera_steps(scene.rotation, scene.position)
+        angle = rotation_angle(e.turn.mT @ turn) * e.turn_weight.sqrt() * CAMERA
+        change = angle.square().sum(1) / max(angle.shape[1], 1)
+        minority = static.to(angle.dtype).mean(1) < DOUBT[1]
+        return few | (minority & (change > DOUBT[0] ** 2))
 
     def motion(self, scene: Scene, given: Prediction, static: Tensor) -> Motion:
         """Low-rank points: static ones those of the scene, the others fitted to their tracks."""
