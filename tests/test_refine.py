@@ -247,8 +247,10 @@ def test_finds_the_truth_despite_outliers(outliers):
     assert torch.allclose(result.rotation[:, 0], start.rotation[:, 0].float(), atol=1e-6)
     assert torch.allclose(result.position[:, 0], start.position[:, 0].float(), atol=1e-5)
     found = errors(result, truth)
+    # What the network expects of the cameras still pulls where half of the tracks don't count.
     assert found["rpe_rotation"] < (0.05 if outliers else 0.03)
-    assert found["ate"] < 0.05
+    assert found["ate"] < (0.1 if outliers else 0.05)
+    assert found["ate"] < 0.05 * errors(start, truth)["ate"]
     if not outliers:
         assert found["absrel"] < 1e-3
         assert found["reprojection"] < 0.05

@@ -1,12 +1,13 @@
 """Bundle adjustment of a prediction: cameras and static points, then the motion of the others.
 
 Cameras and static points minimise the paper's static loss (TracksTo4D, arXiv 2404.07097, section
-3.3), log(γ + r²/γ), with two differences: each track's γ follows its own residuals, guided by the
-network's, and points and cameras are free. Then, the cameras held, the low-rank motion is fitted
+3.3), log(γ + r²/γ), but each track's γ follows its own residuals, and points and cameras
+are free, held to the network's as firmly as its γ says it is sure, and tracks that its γ
+says move hardly count. Then, the cameras held, the low-rank motion is fitted
 to the tracks that no static point explains.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
