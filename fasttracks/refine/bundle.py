@@ -1,34 +1,46 @@
 """Bundle adjustment of a prediction: cameras and static points, then the motion of the others.
 
 Cameras and static points minimise the paper's static loss (TracksTo4D, arXiv 2404.07097, section
-3.3), log(γ + r²/γ), with two differences: each track's γ follows its own residuals, guided by the
-network's, and points and cameras are free. Then, the cameras held, the low-rank motion is fitted
+3.3), log(γ + r²/γ), but each track's γ follows its own residuals, and points and cameras
+are free, held to the network's as firmly as its γ says it is sure, and tracks that its γ
+says move hardly count. Then, the cameras held, the low-rank motion is fitted
 to the tracks that no static point explains.
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from fasttracks.geometry import Prediction, camera_steps, compose, exponential, project, to_camera
+from fasttracks.geometry import (
+    Prediction,
+    camera_steps,
+    compose,
+    exponential,
+    project,
+    rotation_angle,
+    to_camera,
+)
 from fasttracks.refine.cameras import Evidence, Scene, adjust, choose
 from fasttracks.refine.graphs import replayed
 from fasttracks.refine.motion import Motion, Sight, adjust_motion, principal
 from fasttracks.refine.positive import has_kernels, solve
 
 NOISE = 0.5 / 525  # least scale of a track's offsets, in units of the focal length
-DEPTH, FOCAL = 0.5, 0.1  # deviation, as a share, of the network's depths and focal lengths
-TURN, STEP = 0.05, 0.1  # of its camera steps: radians, and as a share of the median depth
+DEPTH, FOCAL = 0.3, 0.4  # deviation, as a share, of the network's depths and focal lengths
+CAMERA = 1.5  # of its camera steps, in radians and median depths, as a share of the least γ
+CALM, FIRMNESS = 2.5, 8  # a track with γ over so many least γ counts less, by that power
 MOVING_DEPTH = 0.02  # of a whole track of its depths of what moves
 ACCELERATION = 0.01  # of what moves, as a share of the median depth, a frame²
 STATIC = 6 * NOISE, 4  # a track whose static scale is less, seen so often, doesn't move
 NO_PARALLAX = 0.01  # radians that the views of static points are spread over
+FEW = 8  # static tracks in nearly every frame that cameras are believed from
+DOUBT = 1.8, 0.45  # least γ that camera turns differ from the network's, share of static tracks
 
-_COARSE = (16.0, 4.0, 1.0)  # scales, in NOISE, of half of the starts
-_COARSE_ITERATIONS, _FINE_ROUNDS, _FINE_ITERATIONS, _MOTION_ROUNDS = 7, 3, 7, 4
+_COARSE_ROUNDS, _COARSE_ITERATIONS = 2, 6
+_FINE_ROUNDS, _FINE_ITERATIONS, _MOTION_ROUNDS = 3, 6, 4
 
 
 class Report(NamedTuple):
@@ -52,27 +64,41 @@ def bundle(
     tracks are.
     """
     run = partial(replayed, _bundle) if has_kernels(tracks.device) else _bundle
-    *fields, before, after, kept, gain, spread, static = run(*prediction, tracks, known_focal)
-    iterations = len(_COARSE) * _COARSE_ITERATIONS + _FINE_ROUNDS * _FINE_ITERATIONS
-    how = (kept, gain, spread, static)
+    *fields, before, after, kept, doubtful, gain, spread, static = run(
+        *prediction, tracks, known_focal
+    )
+    iterations = _COARSE_ROUNDS * _COARSE_ITERATIONS + _FINE_ROUNDS * _FINE_ITERATIONS
+    how = (kept, doubtful, gain, spread, static)
     outcome = [_outcome(*values) for values in zip(*(v.tolist() for v in how), strict=True)]
     return Prediction(*fields), Report(before, after, iterations, outcome)
 
 
 def _bundle(*inputs: Tensor) -> tuple[Tensor, ...]:
-    """What `bundle` does, as tensors of tensors: a prediction's fields and how it went.
+    """What `bundle` does, from and to tensors: a prediction's fields and how it went.
 
-    That is the cost before and after, whether the input was kept, the last step's gain, parallax
-    and the share of static tracks, (B,) each. Waits for no device.
+    That is the cost before and after, whether the input was kept, whether for want of static
+    tracks, the last step's gain, parallax and the share of static tracks, (B,) each. Waits for no
+    device.
     """
     *fields, tracks, known_focal = inputs
     given = Prediction(*(value.float() for value in fields))
-    rough = _Problem.of(given, tracks.float(), ~known_focal).coarse()
-    problem = _Problem.of(given, tracks.double(), ~known_focal)
-    scene, gain = problem.fine(Scene(*(value.double() for value in rough)))
-    before, after = (
-        likelihood(s, problem.evidence, problem.mobility) for s in (problem.start, scene)
+    network = Scene(
+        given.rotation,
+        given.position,
+        given.focal.log().mean(1) * ~known_focal,
+        given.basis[:, 0],
     )
+    both = _Problem.of(
+        Scene(*(torch.cat(pair) for pair in zip(network, _reversed(network), strict=True))),
+        given.motion.repeat(2, 1),
+        tracks.float().repeat(2, 1, 1, 1),
+        known_focal.repeat(2),
+    )
+    rough, start = both.coarse()
+    problem = _Problem.of(_double(start), given.motion.double(), tracks.double(), known_focal)
+    scene, gain = problem.fine(_double(rough))
+    scene = _placed(scene, _double(network))
+    before, after = (likelihood(s, problem.evidence) for s in (_double(network), scene))
     static = problem.static(scene)
     motion = problem.motion(scene, given, static)
 
@@ -93,15 +119,19 @@ def _bundle(*inputs: Tensor) -> tuple[Tensor, ...]:
         project(points_camera, cameras[2]),
     )
     finite = torch.stack([value.flatten(1).isfinite().all(1) for value in adjusted]).all(0)
-    kept = ~((after < before) & finite)
+    doubtful = problem.doubtful(scene, static)
+    kept = ~((after < before) & finite) | doubtful
     result = Prediction(*(choose(kept, a, b) for a, b in zip(given, adjusted, strict=True)))
-    spread = parallax(scene, problem.evidence.weight, static)
+    spread = parallax(scene, problem.observed, static)
     after = torch.where(kept, before, after)
-    return *result, before, after, kept, gain, spread, static.double().mean(1)
+    share = static.double().mean(1)
+    return *result, before, after, kept, doubtful, gain, spread, share
 
 
-def _outcome(kept: bool, gain: float, spread: float, static: float) -> str:
+def _outcome(kept: bool, doubtful: bool, gain: float, spread: float, static: float) -> str:
     """In words: whether the input was kept, else how it ended and what is not known."""
+    if doubtful:
+        return "too few static tracks to adjust cameras, kept the network's answer"
     if kept:
         return "no better cameras found, kept the network's answer"
     words = ["converged" if gain < 1e-3 else "out of iterations"]
@@ -113,93 +143,85 @@ def _outcome(kept: bool, gain: float, spread: float, static: float) -> str:
 
 
 class _Problem(NamedTuple):
-    """What cameras and static points are fitted to, and how."""
+    """What cameras and static points are fitted to."""
 
     start: Scene
     evidence: Evidence
-    mobility: Tensor  # (B, N) how much wider than others' a track's scale is taken to be
+    observed: Tensor  # (B, T, N)
+    mobility: Tensor  # (B, N) 1 for a track that stands still as far as the network knows, or more
 
     @classmethod
-    def of(cls, p: Prediction, tracks: Tensor, focal_free: Tensor) -> "_Problem":
-        p = Prediction(*(value.to(tracks.dtype) for value in p))
+    def of(cls, start: Scene, gamma: Tensor, tracks: Tensor, known_focal: Tensor) -> "_Problem":
         positions, observed = tracks[..., :2], tracks[..., 2]
-        free = focal_free.to(tracks.dtype)
-        log_focal = p.focal.log().mean(1) * free
-        static = p.basis[:, 0]
-        depth = to_camera(static[:, None], p.rotation, p.position)[..., 2]
-        depth = _in_front(depth)
-        turn, step = camera_steps(p.rotation, p.position)
-        ones = torch.ones_like(step[..., 0])
-        calm = 2 * torch.quantile(p.motion, 0.2, dim=1, keepdim=True)
-        return cls(
-            Scene(p.rotation, p.position, log_focal, static),
-            Evidence(
-                positions,
-                observed,
-                torch.full_like(p.motion, 10 * NOISE),
-                depth.log(),
-                # One expectation a track, not one a frame: its errors are the same in all.
-                observed / observed.sum(1, keepdim=True).clamp(min=1) / DEPTH**2,
-                turn,
-                step,
-                ones / TURN**2,
-                ones / (STEP * _median(depth)[:, None]) ** 2,
-                log_focal,
-                torch.full_like(log_focal, FOCAL**-2),
-                free,
-            ),
-            (p.motion / calm).clamp(min=1),
+        free = (~known_focal).to(tracks.dtype)
+        depth = _in_front(to_camera(start.points[:, None], start.rotation, start.position)[..., 2])
+        turn, step = camera_steps(start.rotation, start.position)
+        # γ of what stands still is about the network's own error, in radians.
+        level = torch.quantile(gamma, 0.005, dim=1, keepdim=True).clamp(min=NOISE)
+        # Where even the least γ is large, all may move.
+        mobility = (gamma / (CALM * level.clamp(max=10 * NOISE))).clamp(1, 10)
+        deviation = (CAMERA * level).expand(step.shape[:2])
+        evidence = Evidence(
+            positions,
+            observed / mobility[:, None] ** FIRMNESS,
+            torch.full_like(gamma, 10 * NOISE),
+            depth.log(),
+            # One expectation a track, not one a frame: its errors are the same in all.
+            observed / observed.sum(1, keepdim=True).clamp(min=1) / DEPTH**2,
+            turn,
+            step,
+            1 / deviation**2,
+            1 / (deviation * _median(depth)[:, None]) ** 2,
+            start.log_focal,
+            torch.full_like(free, FOCAL**-2),
+            free,
         )
+        return cls(start, evidence, observed, mobility)
 
-    def coarse(self) -> Scene:
-        """The best of several starts, each adjusted roughly.
-
-        Two are the prediction, two its relief reversed: tracks seen through a long lens tell
-        little of which is which, and the network may take one for the other. Half hold each track
-        to its own scale from the beginning, half hold all to one that shrinks.
-        """
-        both = Scene(
-            *(torch.cat([a, b]) for a, b in zip(self.start, _reversed(self.start), strict=True))
-        )
-        scene = _repeat(both, 2)
-        e = _repeat(self.evidence, 4)
-        mobility = self.mobility.repeat(4, 1)
-        own = torch.arange(len(e.scale), device=e.scale.device) < len(e.scale) // 2
-        scale = e.scale
+    def coarse(self) -> tuple[Scene, Scene]:
+        """The better half of the starts, adjusted roughly and as given."""
+        scene, e = self.start, self.evidence
         damping = torch.full_like(e.log_focal, 1e-3)
-        for level in _COARSE:
-            scale = fit_scale(scene, e, scale, 6)
-            shared = torch.full_like(scale, level * NOISE)
-            e = e._replace(scale=choose(own, scale, shared) * mobility)
+        for _ in range(_COARSE_ROUNDS):
+            e = e._replace(scale=fit_scale(scene, e, e.scale, 6))
             scene, damping, _ = adjust(scene, e, damping.clamp(max=1e-2), _COARSE_ITERATIONS)
-        scores = likelihood(scene, e, mobility).view(4, -1)
-        best = scores.nan_to_num(nan=torch.inf).argmin(0)
-        clip = torch.arange(scores.shape[1], device=best.device)
-        return Scene(*(v.unflatten(0, scores.shape)[best, clip] for v in scene))
+        first, second = likelihood(scene, e).view(2, -1)
+        second_better = (second < first) | first.isnan()
+        best, start = (
+            Scene(*(choose(second_better, b, a) for a, b in (v.chunk(2) for v in s)))
+            for s in (scene, self.start)
+        )
+        return best, start
 
     def fine(self, scene: Scene) -> tuple[Scene, Tensor]:
         """The scene adjusted to the end, and the share (B,) that its last step took off."""
         e = self.evidence
         gain = torch.ones_like(e.log_focal)
         damping = torch.full_like(e.log_focal, 1e-4)
-        scale = e.scale
         for _ in range(_FINE_ROUNDS):
-            scale = fit_scale(scene, e, scale, 10)
-            e = e._replace(scale=scale * self.mobility.sqrt())
+            e = e._replace(scale=fit_scale(scene, e, e.scale, 10))
             scene, damping, gain = adjust(scene, e, damping.clamp(max=1e-3), _FINE_ITERATIONS)
-        # The first camera goes back to where it was; a reversed start has moved it.
-        first = self.start.rotation[:, :1] @ scene.rotation[:, :1].mT
-        here, there = scene.position[:, :1], self.start.position[:, :1]
-        return scene._replace(
-            rotation=first @ scene.rotation,
-            position=(scene.position - here) @ first[:, 0].mT + there,
-            points=(scene.points - here) @ first[:, 0].mT + there,
-        ), gain
+        return scene, gain
 
     def static(self, scene: Scene) -> Tensor:
         """Tracks (B, N) that a static point explains."""
+        scale = fit_scale(scene, self.evidence, self.evidence.scale, 20)
+        return (scale * self.mobility < STATIC[0]) & (self.observed.sum(1) >= STATIC[1])
+
+    def doubtful(self, scene: Scene, static: Tensor) -> Tensor:
+        """Clips (B,) whose cameras hang on few tracks, or follow what may well move.
+
+        The latter: most tracks move, and the others contradict the network by far more than it
+        is usually wrong.
+        """
         e = self.evidence
-        return (fit_scale(scene, e, e.scale, 20) < STATIC[0]) & (e.weight.sum(1) >= STATIC[1])
+        count = (self.observed * static[:, None]).sum(2)
+        few = torch.quantile(count, 0.1, dim=1) < FEW
+        turn, _ = camera_steps(scene.rotation, scene.position)
+        angle = rotation_angle(e.turn.mT @ turn) * e.turn_weight.sqrt() * CAMERA
+        change = angle.square().sum(1) / max(angle.shape[1], 1)
+        minority = static.to(angle.dtype).mean(1) < DOUBT[1]
+        return few | (minority & (change > DOUBT[0] ** 2))
 
     def motion(self, scene: Scene, given: Prediction, static: Tensor) -> Motion:
         """Low-rank points: static ones those of the scene, the others fitted to their tracks."""
@@ -211,11 +233,11 @@ class _Problem(NamedTuple):
         depth = _in_front(network[..., 2])
         still = to_camera(scene.points[:, None], scene.rotation, scene.position)[..., 2]
         still = still.clamp(min=1e-3)
-        ratio = torch.where(static[:, None] & (e.weight > 0), (still / depth).log(), torch.nan)
+        ratio = torch.where(static[:, None] & (self.observed > 0), (still / depth).log(), torch.nan)
         ratio = ratio.nanmedian(2, keepdim=True).values.nan_to_num()
         log_depth = torch.where(static[:, None], still, depth * ratio.exp()).log()
         rays = torch.where(
-            (e.weight > 0)[..., None],
+            (self.observed > 0)[..., None],
             e.positions / focal[..., None, None],
             network[..., :2] / depth[..., None],
         )
@@ -246,7 +268,7 @@ class _Problem(NamedTuple):
                 scene.position,
                 focal.expand(-1, frames),
                 e.positions,
-                e.weight,
+                self.observed,
                 torch.where(static, scale, 2 * NOISE),
                 log_depth,
                 torch.full_like(log_depth, 1 / (frames * MOVING_DEPTH**2)),
@@ -268,7 +290,7 @@ def fit_scale(scene: Scene, evidence: Evidence, scale: Tensor, iterations: int) 
         from fasttracks.kernels import fit_scale as kernel
 
         return kernel.fit_scale(square, weight.contiguous(), scale.contiguous(), iterations, NOISE)
-    count = weight.sum(1).clamp(min=1)
+    count = weight.sum(1).clamp(min=1e-9)
     variance = scale.square()
     for _ in range(iterations):
         v = variance[:, None]
@@ -276,13 +298,13 @@ def fit_scale(scene: Scene, evidence: Evidence, scale: Tensor, iterations: int) 
     return variance.sqrt()
 
 
-def likelihood(scene: Scene, evidence: Evidence, mobility: Tensor) -> Tensor:
+def likelihood(scene: Scene, evidence: Evidence) -> Tensor:
     """Minus the log likelihood (B,) of static tracks, each at its best scale."""
     scale = fit_scale(scene, evidence, torch.full_like(evidence.scale, 10 * NOISE), 20)
     terms = (scale / NOISE).log()[:, None] + torch.log1p(
         _square(scene, evidence) / scale.square()[:, None]
     )
-    return (evidence.weight * terms / mobility[:, None]).sum((1, 2))
+    return (evidence.weight * terms).sum((1, 2))
 
 
 def parallax(scene: Scene, weight: Tensor, static: Tensor) -> Tensor:
@@ -330,9 +352,19 @@ def _in_front(depth: Tensor) -> Tensor:
     return depth.clamp(min=1e-3 + 1e-2 * _median(depth.abs())[:, None, None])
 
 
-def _repeat(values: Any, times: int) -> Any:
-    """A named tuple of batches, so many times over."""
-    return type(values)(*(v.repeat(times, *[1] * (v.ndim - 1)) for v in values))
+def _double(scene: Scene) -> Scene:
+    return Scene(*(value.double() for value in scene))
+
+
+def _placed(scene: Scene, start: Scene) -> Scene:
+    """The scene, its first camera that of another."""
+    turn = start.rotation[:, :1] @ scene.rotation[:, :1].mT
+    here, there = scene.position[:, :1], start.position[:, :1]
+    return scene._replace(
+        rotation=turn @ scene.rotation,
+        position=(scene.position - here) @ turn[:, 0].mT + there,
+        points=(scene.points - here) @ turn[:, 0].mT + there,
+    )
 
 
 def _median(values: Tensor) -> Tensor:
