@@ -482,6 +482,9 @@ def test_fine_tuning_keeps_the_best_and_stops_early():
 def test_reconstruct_refines_batches(refine, monkeypatch):
     monkeypatch.setattr("fasttracks.refine.finetune._CHECK_EVERY", 2)
     monkeypatch.setattr("fasttracks.refine.finetune._PATIENCE", 2)
+    # An untrained network is too unsure for its answer to be adjusted.
+    monkeypatch.setattr("fasttracks.refine.bundle.FEW", 0)
+    monkeypatch.setattr("fasttracks.refine.bundle.DOUBT", (1.8, 0.0))
     truth, _ = world(8, 20, batch=2)
     pixels = (640 * image(truth)[1] + torch.tensor([319.5, 239.5], **DOUBLE)).numpy()
     camera = np.array([[640, 0, 319.5], [0, 640, 239.5], [0, 0, 1]])
