@@ -120,7 +120,7 @@ def test_the_kernels_make_a_network(shape, kernel_device):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
-@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 17, 63), (1, 50, 300), (1, 111, 17)])
+@pytest.mark.parametrize("shape", [(64, 1, 1), (2, 17, 63), (1, 50, 300), (1, 111, 17)])
 def test_backends_agree(precision, shape):
     batch, frames, tracks = shape
     inputs = random_tracks(frames, tracks, batch=batch, dtype=torch.float32).cuda()

@@ -333,8 +333,8 @@ def _reversed(scene: Scene) -> Scene:
     camera = (scene.points - position) @ rotation
     depth = camera[..., 2:].clamp(min=1e-3)
     median = _median(depth[..., 0])[:, None, None]
-    across = depth.new_full((3,), -1.0)
-    across[2] = 1.0
+    one = depth.new_ones(())
+    across = torch.stack([-one, -one, one])
     moved = ((scene.position - position) @ rotation * across) @ rotation.mT + position
     pivot = median * rotation[:, None, :, 2] + position
     before, after = (normalize(pivot - place, dim=-1) for place in (scene.position, moved))
