@@ -1,5 +1,6 @@
 """`Engine`: a network made ready for many calls that must be quick."""
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterable
 from threading import Lock
@@ -68,23 +69,25 @@ class Engine:
         self._heads = model.points.weight
         self._max_graphs = max_graphs
         self._lock = Lock()
-        self._graphs: OrderedDict[Shape, _Graph] = OrderedDict()
-        if self._heads.is_cuda:
-            with torch.cuda.device(self._heads.device):
+        self._graphs: OrderedDict[tuple[int, ...], _Graph] = OrderedDict()  # by (B, T, N, 3)
+        self._device = self._heads.device if self._heads.is_cuda else None
+        if self._device:
+            with torch.cuda.device(self._device):
                 self._weights = [p.detach() for p in model.parameters()]  # that graphs point into
                 self._input = self._heads.new_zeros(3 * max_clips * max_frames * max_tracks)
                 self._pool = torch.cuda.graph_pool_handle()
                 self._stream = torch.cuda.Stream()
-                self._done = torch.cuda.Event()
+                self._done = torch.cuda.Event()  # what the last caller's stream had to do
+                self._caller: torch.cuda.Stream | None = None
                 self.warm_up([self.limits])
 
     def warm_up(self, shapes: Iterable[Shape]) -> None:
         """Get (clips, frames, tracks) ready ahead of their first call; nothing to do on the CPU."""
         for shape in shapes:
-            self._check(shape)
-            if self._heads.is_cuda:
-                with self._lock, torch.cuda.device(self._heads.device):
-                    self._graph(shape)
+            self._check((*shape, 3))
+            if self._device:
+                with self._lock, torch.cuda.device(self._device):
+                    self._graph((*shape, 3))
 
     def __call__(self, tracks: Tensor, *, copy: bool = True) -> Prediction:
         """The network's prediction for tracks (B, T, N, 3), as `TracksTo4D.forward` takes them.
@@ -101,42 +104,46 @@ class Engine:
         Raises:
             InputError: a shape that is none, or beyond the limits.
         """
-        if tracks.ndim != 4 or tracks.shape[3] != 3:
-            raise InputError(f"tracks: expected shape (B, T, N, 3), found {tuple(tracks.shape)}")
-        shape: Shape = tracks.shape[0], tracks.shape[1], tracks.shape[2]
-        if not self._heads.is_cuda:
+        shape = tracks.shape
+        if self._device is None:
             self._check(shape)
             with torch.no_grad():
                 return self.model(tracks.to(self._heads))
-        with self._lock, torch.cuda.device(self._heads.device):
+        with self._lock:
             ready = self._graphs.get(shape)
             if ready is None:
                 self._check(shape)
-                ready = self._graph(shape)
+                with torch.cuda.device(self._device):
+                    ready = self._graph(shape)
             self._graphs.move_to_end(shape)
-            stream = torch.cuda.current_stream()
-            stream.wait_event(self._done)
+            # As Triton's launcher finds it: a `torch.cuda.Stream` takes ten times as long.
+            number = torch._C._cuda_getCurrentRawStream(self._device.index)
+            if self._caller is None or self._caller.cuda_stream != number:
+                self._caller = torch.cuda.current_stream(self._device)
+                self._caller.wait_event(self._done)
             ready.tracks.copy_(tracks)
-            ready.graph.replay()
+            ready.graph.replay()  # on its own device's current stream, as is all of this
             flat = ready.flat.clone() if copy else None
-            self._done.record(stream)
+            self._done.record(self._caller)
         return ready.prediction if flat is None else _fields(flat, ready.layout)
 
-    def _check(self, shape: Shape) -> None:
-        if any(not 1 <= n <= most for n, most in zip(shape, self.limits, strict=True)):
+    def _check(self, shape: tuple[int, ...]) -> None:
+        if len(shape) != 4 or shape[3] != 3:
+            raise InputError(f"tracks: expected shape (B, T, N, 3), found {tuple(shape)}")
+        if any(not 1 <= n <= most for n, most in zip(shape, self.limits, strict=False)):
             raise InputError(
-                f"tracks: expected up to {self.limits} (clips, frames, tracks), found {shape}"
+                f"tracks: expected up to {self.limits} (clips, frames, tracks), "
+                f"found {tuple(shape[:3])}"
             )
 
-    def _graph(self, shape: Shape) -> _Graph:
+    def _graph(self, shape: tuple[int, ...]) -> _Graph:
         """The shape's graph, captured now if it isn't there; the lock is held."""
         if shape in self._graphs:
             return self._graphs[shape]
         while len(self._graphs) >= self._max_graphs:
             self._done.synchronize()  # it may be running
             self._graphs.popitem(last=False)[1].graph.reset()
-        clips, frames, tracks = shape
-        inputs = self._input[: 3 * clips * frames * tracks].view(*shape, 3)
+        inputs = self._input[: math.prod(shape)].view(shape)
         graph = torch.cuda.CUDAGraph()
         with torch.no_grad():
             self._stream.wait_event(self._done)

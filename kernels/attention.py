@@ -13,7 +13,7 @@ import triton
 from fasttracks.kernels import attention_triton as triton_kernels
 from fasttracks.kernels.attention_triton import LONGEST, TIME, is_hopper
 
-# Tokens whose queries, keys and values are in memory at a time: 0.4 GB of them.
+# Tokens whose queries, keys and values are in memory at a time: at most 0.4 GB of them.
 TOKENS_AT_ONCE = 1 << 16
 
 
@@ -53,6 +53,7 @@ def attention(
     mixed = x if one_tile else x.new_empty(*x.shape[:3], out.shape[1])
     rows = 3 - axis
     at_once = max(1, TOKENS_AT_ONCE * x.shape[rows] * x.shape[3] // x.numel())
+    at_once = triton.cdiv(x.shape[rows], triton.cdiv(x.shape[rows], at_once))  # parts alike
     with torch.cuda.device_of(x):  # nothing for a CPU tensor, in the interpreter
         parts = (tensor.split(at_once, rows) for tensor in (x, mixed, y))
         for x_part, mixed_part, y_part in zip(*parts, strict=True):
