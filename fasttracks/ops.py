@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -126,6 +126,7 @@ class Backend(NamedTuple):
     mlp: Callable[..., Tensor]
     heads: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]]
     compose_project: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    traced: Any = None  # the backend that compilers and exporters shall see in its place, if any
 
 
 TORCH = Backend("torch", embed, attention, mlp, heads, compose_project)
@@ -162,10 +163,12 @@ def suited(backend: Backend, device: torch.device, dtype: torch.dtype, grad: boo
 
     The kernels run on CUDA, forward only, and those of attention and MLP in half precision
     only. `dtype` is that of the blocks; `grad` says whether gradients are needed. Compilers and
-    exporters trace plain torch.
+    exporters see them as operators of torch (`fasttracks.traced`).
     """
-    if backend is TORCH or device.type != "cuda" or grad or torch.compiler.is_compiling():
+    if backend is TORCH or device.type != "cuda" or grad:
         return TORCH
+    if torch.compiler.is_compiling():
+        backend = backend.traced
     if dtype == torch.float32:
         return backend._replace(attention=attention, mlp=mlp)
     return backend if dtype in (torch.float16, torch.bfloat16) else TORCH
@@ -185,8 +188,13 @@ def _missing(device: torch.device | None) -> str | None:
 
 @cache
 def _triton() -> Backend:
+    from triton.runtime import driver
+
+    from fasttracks import traced
     from fasttracks.kernels import attention, compose_project, embed, heads, mlp
 
+    if torch.cuda.is_available():
+        driver.active.get_current_target()  # before threads compile: it sets itself up but once
     return Backend(
         "triton",
         embed.embed,
@@ -194,6 +202,7 @@ def _triton() -> Backend:
         mlp.mlp,
         heads.heads,
         compose_project.compose_project,
+        traced.BACKEND,
     )
 
 

@@ -1,5 +1,6 @@
 """Which backend runs, and what it says when it can't."""
 
+import threading
 import warnings
 from dataclasses import replace
 
@@ -9,9 +10,10 @@ from helpers import TINY, random_tracks, relative, tiny_network
 
 import fasttracks
 from fasttracks import InputError, TracksTo4D, ops
+from fasttracks import network as network_module
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-KERNELS = ops.Backend("triton", *("kernel" for _ in ops.Backend._fields[1:]))
+KERNELS = ops.Backend("triton", *("kernel" for _ in ops.Backend._fields[1:-1]), ops.TORCH)
 
 
 @pytest.fixture
@@ -71,16 +73,48 @@ def test_unknown_name():
         ops.choose("cuda", TINY)
 
 
-def test_what_the_kernels_can_not_run_is_plain_torch():
+def test_what_the_kernels_can_not_run_is_plain_torch(monkeypatch):
     assert ops.suited(KERNELS, CUDA, torch.float16, False) is KERNELS
     assert ops.suited(KERNELS, CUDA, torch.bfloat16, False) is KERNELS
     assert ops.suited(KERNELS, CUDA, torch.float64, False) is ops.TORCH
     assert ops.suited(KERNELS, CUDA, torch.float16, True) is ops.TORCH
     assert ops.suited(KERNELS, CPU, torch.float16, False) is ops.TORCH
     assert ops.suited(ops.TORCH, CUDA, torch.float16, False) is ops.TORCH
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert ops.suited(KERNELS, CUDA, torch.float16, False) is KERNELS.traced
+    monkeypatch.undo()
     mixed = ops.suited(KERNELS, CUDA, torch.float32, False)
     assert (mixed.attention, mixed.mlp) == (ops.attention, ops.mlp)
     assert mixed.embed == mixed.heads == "kernel"
+
+
+def test_kernels_are_compiled_side_by_side_once(monkeypatch):
+    """All of a backend's operations meet, each in a thread of its own, before the first call."""
+    together = threading.Barrier(4)
+    threads = []
+
+    def other(name, twin):
+        def run(*given, **options):
+            if threading.current_thread() is not threading.main_thread():
+                threads.append((name, options.get("axis")))
+                if (name, options.get("axis")) not in [("attention", 2), ("compose_project", None)]:
+                    together.wait(timeout=20)
+            return twin(*given, **options)
+
+        return run
+
+    names = ops.Backend._fields[1:-1]
+    backend = ops.Backend("other", *(other(name, getattr(ops, name)) for name in names))
+    monkeypatch.setattr(ops, "suited", lambda *_: backend)
+    monkeypatch.setattr(network_module, "_compiled", set())
+    inputs = random_tracks(3, 4)
+    found = [tiny_network()(inputs) for _ in range(2)]
+    assert sorted(threads, key=str) == [
+        ("attention", 1),
+        ("attention", 2),
+        *((name, None) for name in ("compose_project", "embed", "heads", "mlp")),
+    ]
+    assert torch.equal(found[0].points, found[1].points)
 
 
 @pytest.mark.parametrize("source", ["parameters", "tracks", "nothing"])
@@ -92,14 +126,6 @@ def test_gradients_are_seen(monkeypatch, source):
     with torch.no_grad():
         network(random_tracks(3, 4))
     assert seen == [source != "nothing", False]
-
-
-def test_export_traces_plain_torch():
-    network = tiny_network(dtype=torch.float32).requires_grad_(False)
-    inputs = random_tracks(5, 6, dtype=torch.float32)
-    network.backend = KERNELS
-    program = torch.export.export(network, (inputs,))
-    torch.testing.assert_close(program.module()(inputs).points, network(inputs).points)
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 9), (1, 1, 1), (1, 3, 70)])
