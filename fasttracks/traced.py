@@ -57,8 +57,7 @@ def _heads(
     x: Tensor, weights: Sequence[Tensor], predicts_focal: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     fields = _backend(x).heads(x, *_pairs(weights), predicts_focal=predicts_focal)
-    # An operator's results may not share memory, as basis and motion do.
-    a, b, c, d, e, f = (field.clone(memory_format=torch.contiguous_format) for field in fields)
+    a, b, c, d, e, f = (field.contiguous() for field in fields)
     return a, b, c, d, e, f
 
 
