@@ -20,7 +20,6 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from fasttracks.kernels.attention_triton import (
     EPS,
-    FMA,
     TIME,
     processors,
     softmax_scale,
@@ -28,10 +27,8 @@ from fasttracks.kernels.attention_triton import (
     view,
 )
 from fasttracks.kernels.common import follow, overlap
+from fasttracks.kernels.launches import launch
 
-NORM_PROJECT = {"BLOCK_K": 128, "STAGES": 4, "REGISTERS": 240, "num_warps": 4, **FMA}
-ATTEND_BLOCKS = (64, 128)  # of queries, of keys
-ATTEND = {"STAGES": 2, "num_warps": 4, **FMA}
 ROWS = gl.constexpr(64)  # of a group of four warps
 GROUPS = gl.constexpr(2)
 
@@ -303,7 +300,7 @@ def norm_project(x, norm, weight, out, heads):
         splits,
         EPS=EPS,
         HEADS=heads,
-        **NORM_PROJECT,
+        **launch("hopper_norm_project", rows, x.device),
         **overlap(x.device),
     )
 
@@ -312,7 +309,8 @@ def attend(projected, mixed, heads, axis):
     """As attention_triton.attend."""
     head = mixed.shape[3] // heads
     length = mixed.shape[axis]
-    block_m, block_n = ATTEND_BLOCKS
+    options = dict(launch("hopper_attend", mixed.numel() // mixed.shape[3], mixed.device))
+    block_m, block_n = options.pop("BLOCK_M"), options.pop("BLOCK_N")
     _attend[(mixed.numel() // (length * head) * triton.cdiv(length, block_m),)](
         _describe(projected, *view(projected, axis), [1, block_m, head]),
         _describe(projected, *view(projected, axis), [1, block_n, head]),
@@ -321,6 +319,6 @@ def attend(projected, mixed, heads, axis):
         mixed.shape[2] if axis == TIME else 1,
         softmax_scale(head),
         HEADS=heads,
-        **ATTEND,
+        **options,
         **overlap(projected.device),
     )

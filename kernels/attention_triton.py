@@ -13,27 +13,11 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fasttracks.kernels.common import follow, overlap
+from fasttracks.kernels.launches import launch
 
 TIME = 1  # the axis of (B, T, N, C) over which a track is a sequence, as in fasttracks.ops
 EPS = 1e-5
 LONGEST = 64  # sequence of which attend_project's one tile holds whole ones
-
-FMA = {"enable_fp_fusion": True}  # the default is about to change (Triton 3.10)
-
-# Launches that fit any GPU from sm_80 on (99 KB of shared memory) ...
-NORM_PROJECT = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 128, "num_stages": 1, **FMA}
-ATTEND = {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2, **FMA}
-ATTEND_PROJECT = {"num_warps": 8, "num_stages": 1, **FMA}
-PROJECT = {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 2, **FMA}
-# ... and those for Hopper: for programs that have a processor each, and for more.
-HOPPER_ATTEND_PROJECT = (
-    {"num_warps": 4, "num_stages": 3, **FMA},
-    {"num_warps": 4, "num_stages": 2, **FMA},
-)
-HOPPER_PROJECT = (
-    {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 4, "num_stages": 4, **FMA},
-    {"BLOCK_M": 128, "BLOCK_N": 256, "BLOCK_K": 64, "num_warps": 8, "num_stages": 4, **FMA},
-)
 
 
 @triton.jit(do_not_specialize=["rows", "splits"])
@@ -236,8 +220,9 @@ def norm_project(x, norm, weight, out, heads):
     """Fill out (rows, 3 · heads · d) with weight · LN(x (rows, C))."""
     rows, width = x.shape
     columns = out.shape[1]
-    launch = {**NORM_PROJECT, "BLOCK_K": min(NORM_PROJECT["BLOCK_K"], width)}
-    block_m, block_n = launch["BLOCK_M"], launch["BLOCK_N"]
+    options = launch("norm_project", rows, x.device)
+    options = {**options, "BLOCK_K": min(options["BLOCK_K"], width)}
+    block_m, block_n = options["BLOCK_M"], options["BLOCK_N"]
     blocks = triton.cdiv(rows, block_m)
     splits = splits_of(blocks, triton.cdiv(columns, block_n), processors(x.device))
     _norm_project[(blocks * splits,)](
@@ -250,7 +235,7 @@ def norm_project(x, norm, weight, out, heads):
         EPS=EPS,
         WIDTH=width,
         COLUMNS=columns,
-        **launch,
+        **options,
         **overlap(x.device),
     )
 
@@ -278,15 +263,16 @@ def attend(projected, mixed, heads, axis):
     """Fill `mixed` (B, T, N, heads · d), contiguous or some tracks, with softmax(QKᵀ/√d) V."""
     head = mixed.shape[3] // heads
     length = mixed.shape[axis]
+    options = launch("attend", mixed.numel() // mixed.shape[3], mixed.device)
     queries, keys, out = (
         TensorDescriptor(tensor, *view(tensor, axis), [1, block, head])
         for tensor, block in (
-            (projected, ATTEND["BLOCK_M"]),
-            (projected, ATTEND["BLOCK_N"]),
-            (mixed, ATTEND["BLOCK_M"]),
+            (projected, options["BLOCK_M"]),
+            (projected, options["BLOCK_N"]),
+            (mixed, options["BLOCK_M"]),
         )
     )
-    programs = mixed.numel() // (length * head) * triton.cdiv(length, ATTEND["BLOCK_M"])
+    programs = mixed.numel() // (length * head) * triton.cdiv(length, options["BLOCK_M"])
     _attend[(programs,)](
         queries,
         keys,
@@ -296,7 +282,7 @@ def attend(projected, mixed, heads, axis):
         softmax_scale(head),
         HEADS=heads,
         HEAD=head,
-        **ATTEND,
+        **options,
         **overlap(projected.device),
     )
 
@@ -308,9 +294,7 @@ def attend_project(projected, x, out, y, heads, axis):
     length, sequences = x.shape[axis], x.shape[3 - axis]
     pack = LONGEST // length
     programs = x.shape[0] * triton.cdiv(sequences, pack)
-    launch = ATTEND_PROJECT
-    if is_hopper(x.device):
-        launch = HOPPER_ATTEND_PROJECT[programs > processors(x.device)]
+    options = launch("attend_project", x.numel() // width, x.device)
     order = (0, 3 - axis, axis)
     _attend_project[(programs,)](
         projected,
@@ -327,7 +311,7 @@ def attend_project(projected, x, out, y, heads, axis):
         HEADS=heads,
         HEAD=head,
         BLOCK=LONGEST,
-        **launch,
+        **options,
         **overlap(x.device),
     )
 
@@ -336,10 +320,8 @@ def project(x, residual, out, weight):
     """Fill out (rows, C) with residual + weight · x (rows, inner)."""
     rows, inner = x.shape
     width = weight.shape[0]
-    launch = PROJECT
-    if is_hopper(x.device):
-        launch = HOPPER_PROJECT[rows > 64 * processors(x.device)]
-    block_m, block_n, block_k = (launch[f"BLOCK_{side}"] for side in "MNK")
+    options = launch("project", rows, x.device)
+    block_m, block_n, block_k = (options[f"BLOCK_{side}"] for side in "MNK")
     _project[(triton.cdiv(rows, block_m) * triton.cdiv(width, block_n),)](
         _describe(x, [block_m, block_k]),
         _describe(weight, [block_n, block_k]),
@@ -347,7 +329,7 @@ def project(x, residual, out, weight):
         _describe(out, [block_m, block_n]),
         INNER=inner,
         WIDTH=width,
-        **launch,
+        **options,
         **overlap(x.device),
     )
 

@@ -11,15 +11,7 @@ import triton.language as tl
 
 from fasttracks.geometry import MIN_DEPTH
 from fasttracks.kernels.common import follow, overlap
-
-# A thread holds one track's points in BLOCK_FRAMES frames, so registers don't grow with K.
-LAUNCH = {
-    "MIN_DEPTH": MIN_DEPTH,
-    "BLOCK_FRAMES": 8,
-    "BLOCK_TRACKS": 32,
-    "num_warps": 1,
-    "enable_fp_fusion": True,  # the default is about to change (Triton 3.10)
-}
+from fasttracks.kernels.launches import launch
 
 
 @triton.jit
@@ -139,8 +131,10 @@ def compose_project(
     points = basis.new_empty(B, T, N, 3)
     points_camera = basis.new_empty(B, T, N, 3)
     projection = basis.new_empty(B, T, N, 2)
-    blocks_of_frames = triton.cdiv(T, LAUNCH["BLOCK_FRAMES"])
-    blocks_of_tracks = triton.cdiv(N, LAUNCH["BLOCK_TRACKS"])
+    # A thread holds one track's points in BLOCK_FRAMES frames, so registers don't grow with K.
+    options = launch("compose_project", B * T * N, basis.device)
+    blocks_of_frames = triton.cdiv(T, options["BLOCK_FRAMES"])
+    blocks_of_tracks = triton.cdiv(N, options["BLOCK_TRACKS"])
     with torch.cuda.device_of(basis):  # nothing for a CPU tensor, in the interpreter
         _compose_project[(B * blocks_of_frames * blocks_of_tracks,)](
             basis,
@@ -155,7 +149,8 @@ def compose_project(
             N,
             *basis.stride(),
             K=K,
-            **LAUNCH,
+            MIN_DEPTH=MIN_DEPTH,
+            **options,
             **overlap(basis.device),
         )
     return points, points_camera, projection

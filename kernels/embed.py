@@ -12,18 +12,11 @@ import triton
 import triton.language as tl
 
 from fasttracks.kernels.common import follow, overlap
+from fasttracks.kernels.launches import launch
 
 _QUARTER = tl.constexpr(math.pi / 2)
 # By how much the network's π, which is float32's, is too large.
 _PI_ERROR = tl.constexpr(3.1415927410125732 / math.pi - 1)
-
-LAUNCH = {
-    "BLOCK_TRACKS": 64,
-    "BLOCK_FEATURES": 16,
-    "num_warps": 4,
-    "num_stages": 1,
-    "enable_fp_fusion": True,  # the default is about to change (Triton 3.10)
-}
 
 
 @triton.jit
@@ -178,8 +171,9 @@ def embed(
     B, T, N, _ = tracks.shape
     width, features = linear[0].shape
     tokens = tracks.new_empty(B, T, N, width, dtype=dtype)
+    options = launch("embed", B * T * N, tracks.device)
     with torch.cuda.device_of(tracks):  # nothing for a CPU tensor, in the interpreter
-        _embed[(B * T * triton.cdiv(N, LAUNCH["BLOCK_TRACKS"]),)](
+        _embed[(B * T * triton.cdiv(N, options["BLOCK_TRACKS"]),)](
             tracks.contiguous(),
             *norm_in,
             *linear,
@@ -192,7 +186,7 @@ def embed(
             FEATURES=features,
             WIDTH=width,
             BLOCK_WIDTH=triton.next_power_of_2(width),
-            **LAUNCH,
+            **options,
             **overlap(tracks.device),
         )
     return tokens

@@ -10,17 +10,7 @@ import triton
 import triton.language as tl
 
 from fasttracks.kernels.common import follow, overlap
-
-LAUNCH_SUM = {
-    "BLOCK_FRAMES": 4,
-    "BLOCK_TRACKS": 64,
-    "BLOCK_WIDTH": 32,
-    "num_warps": 4,
-    "enable_fp_fusion": True,  # the default is about to change (Triton 3.10)
-}
-LAUNCH_POINTS = {"BLOCK_PARTS": 8, "num_warps": 4, "enable_fp_fusion": True}
-LAUNCH_TAPS = {"OUTPUTS": 7, "BLOCK_PARTS": 16, "num_warps": 4, "enable_fp_fusion": True}
-LAUNCH_CAMERAS = {"num_warps": 1, "enable_fp_fusion": True}
+from fasttracks.kernels.launches import launch
 
 _PROGRAMS = 512  # that fill a GPU: fewer blocks of tracks than this split the frames
 
@@ -267,10 +257,14 @@ def heads(
     camera_rows, _, kernel = camera[0].shape
     point_rows, bases = points[0].shape[0], points[0].shape[0] // 3
 
-    blocks = triton.cdiv(N, LAUNCH_SUM["BLOCK_TRACKS"])
-    programs = B * blocks * triton.cdiv(width, LAUNCH_SUM["BLOCK_WIDTH"])
+    sum_, points_, taps_, cameras_ = (
+        launch(f"heads_{kernel}", B * T * N, x.device)
+        for kernel in ("sum", "points", "taps", "cameras")
+    )
+    blocks = triton.cdiv(N, sum_["BLOCK_TRACKS"])
+    programs = B * blocks * triton.cdiv(width, sum_["BLOCK_WIDTH"])
     frames = triton.cdiv(T, triton.cdiv(_PROGRAMS, programs))
-    frames = triton.cdiv(frames, LAUNCH_SUM["BLOCK_FRAMES"]) * LAUNCH_SUM["BLOCK_FRAMES"]
+    frames = triton.cdiv(frames, sum_["BLOCK_FRAMES"]) * sum_["BLOCK_FRAMES"]
     parts = triton.cdiv(T, frames)
 
     def new(*shape: int) -> torch.Tensor:
@@ -289,7 +283,7 @@ def heads(
         _sum[(programs * parts,)](
             *(x, sums_of_tracks, sums_of_frames, T, N, frames),
             WIDTH=width,
-            **LAUNCH_SUM,
+            **sum_,
             **overlapping,
         )
         _points[(B * N,)](
@@ -303,14 +297,14 @@ def heads(
             ROWS=point_rows,
             BLOCK_ROWS=power(point_rows),
             **channels,
-            **LAUNCH_POINTS,
+            **points_,
             **overlapping,
         )
-        _taps[(B * T * triton.cdiv(camera_rows, LAUNCH_TAPS["OUTPUTS"]),)](
+        _taps[(B * T * triton.cdiv(camera_rows, taps_["OUTPUTS"]),)](
             *(sums_of_frames, camera[0], taps, T, N, blocks),
             **channels,
             **conv,
-            **LAUNCH_TAPS,
+            **taps_,
             **overlapping,
         )
         _cameras[(B * T,)](
@@ -323,7 +317,7 @@ def heads(
             BLOCK_ROWS=power(camera_rows),
             PREDICTS_FOCAL=predicts_focal,
             **conv,
-            **LAUNCH_CAMERAS,
+            **cameras_,
             **overlapping,
         )
     return rotation, position, focal, coefficients, basis, motion

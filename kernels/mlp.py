@@ -17,19 +17,12 @@ import triton
 import triton.language as tl
 
 from fasttracks.kernels.common import follow, gelu, layer_norm, overlap
+from fasttracks.kernels.launches import launch
 
 Affine = tuple[torch.Tensor, torch.Tensor]
 
 _GLUON = tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 6)  # as used here
 
-LAUNCH = {
-    "BLOCK_ROWS": 64,
-    "STEP": 32,
-    "num_warps": 8,
-    "num_stages": 2,
-    "enable_fp_fusion": True,  # the default is about to change (Triton 3.10)
-}
-FINISH = {"BLOCK_ROWS": 4, "num_warps": 4, "enable_fp_fusion": True}
 # Time in µs, by which to choose the number of splits, fitted on an H100: of 128 hidden units of a
 # tile, by kernel; of a tile besides; of starting to add up partial sums; of a row of those.
 COST = {"portable": 3.0, "hopper": 3.4, "tile": 5.0, "finish": 4.0, "row": 0.15e-3}
@@ -173,7 +166,8 @@ def mlp(x: torch.Tensor, norm: Affine, up: Affine, down: Affine, norm_out: Affin
     if not rows:
         return y
     hopper = _hopper(x, H)
-    tile, step = LAUNCH["BLOCK_ROWS"], LAUNCH["STEP"]
+    options = launch("mlp", rows, x.device)
+    tile, step = options["BLOCK_ROWS"], options["STEP"]
     if hopper:
         tile, step = 2 * hopper.ROWS.value, hopper.STEP.value
     time = COST["hopper" if hopper else "portable"] * step / 128
@@ -195,15 +189,16 @@ def mlp(x: torch.Tensor, norm: Affine, up: Affine, down: Affine, norm_out: Affin
                 C=C,
                 H=H,
                 BLOCK_C=block,
-                **LAUNCH,
+                **options,
                 **overlap(x.device),
             )
         if splits > 1:
-            _finish[(triton.cdiv(rows, FINISH["BLOCK_ROWS"]),)](
+            options = launch("mlp_finish", rows, x.device)
+            _finish[(triton.cdiv(rows, options["BLOCK_ROWS"]),)](
                 *(x, y, partial, down[1], *norm_out, rows, splits, apart),
                 C=C,
                 BLOCK_C=block,
-                **FINISH,
+                **options,
                 **overlap(x.device),
             )
     return y

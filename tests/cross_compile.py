@@ -18,6 +18,7 @@ from triton.compiler import ASTSource
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
 
+from fasttracks.geometry import MIN_DEPTH
 from fasttracks.kernels import (
     adjust,
     adjust_cameras,
@@ -32,6 +33,7 @@ from fasttracks.kernels import (
     mlp,
     mlp_hopper,
 )
+from fasttracks.kernels.launches import shipped
 
 ARCHITECTURES = (80, 90, 100)
 
@@ -57,6 +59,11 @@ def tile(dtype: str, *shape: int, gluon: bool = False) -> str:
     return f"tensordesc<{dtype}{list(shape)}{layout}>"
 
 
+def launched(kernel: str, family: str = "default", index: int = -1) -> dict[str, Any]:
+    """Options of a shipped launch, by default that of the largest sizes."""
+    return shipped()[family][kernel][index][1]
+
+
 def attention_cases(dtype: str) -> list[Case]:
     """The kernels of attention as launched at width 256 with 16 heads of 64."""
     triton_kernels, hopper_kernels = attention_triton, attention_hopper
@@ -64,7 +71,7 @@ def attention_cases(dtype: str) -> list[Case]:
     numbers = dict.fromkeys(("rows", "splits", "length", "sequences", "pack"), "i32")
     types = pointers | numbers | {"scale": "fp32"}
     heads = {"HEADS": 16, "HEAD": 64}
-    norm = triton_kernels.NORM_PROJECT
+    norm = launched("norm_project")
     m, n = norm["BLOCK_M"], norm["BLOCK_N"]
     cases = [
         Case(
@@ -76,37 +83,36 @@ def attention_cases(dtype: str) -> list[Case]:
         Case(
             f"norm_project hopper {dtype}",
             hopper_kernels._norm_project,
-            {"EPS": 1e-5, "HEADS": 16, **hopper_kernels.NORM_PROJECT},
+            {"EPS": 1e-5, "HEADS": 16, **launched("hopper_norm_project", "sm_90")},
             types
             | dict.fromkeys(("x", "weight"), tile(dtype, 64, 256, gluon=True))
             | {"out": tile(dtype, 64, 64, gluon=True)},
             (90,),
         ),
     ]
-    launch = triton_kernels.ATTEND
+    launch = launched("attend")
     queries, keys = (tile(dtype, 1, launch[f"BLOCK_{side}"], 64) for side in "MN")
     descriptors = {"queries": queries, "keys": keys, "out": queries}
     kernel = triton_kernels._attend
     cases.append(Case(f"attend {dtype}", kernel, {**heads, **launch}, types | descriptors))
-    queries, keys = (tile(dtype, 1, n, 64, gluon=True) for n in hopper_kernels.ATTEND_BLOCKS)
+    launch = launched("hopper_attend", "sm_90")
+    queries, keys = (tile(dtype, 1, launch[f"BLOCK_{side}"], 64, gluon=True) for side in "MN")
     descriptors = {"queries": queries, "keys": keys, "out": queries}
-    kernel, keywords = hopper_kernels._attend, {"HEADS": 16, **hopper_kernels.ATTEND}
+    kernel, keywords = hopper_kernels._attend, {"HEADS": 16, **launch}
     cases.append(Case(f"attend hopper {dtype}", kernel, keywords, types | descriptors, (90,)))
-    fitting, few, many = triton_kernels.ATTEND_PROJECT, *triton_kernels.HOPPER_ATTEND_PROJECT
     for name, launch, architectures in (
-        ("attend_project", fitting, ARCHITECTURES),
-        ("attend_project few", few, (90,)),
-        ("attend_project many", many, (90,)),
+        ("attend_project", launched("attend_project"), ARCHITECTURES),
+        ("attend_project few", launched("attend_project", "sm_90", 0), (90,)),
+        ("attend_project many", launched("attend_project", "sm_90"), (90,)),
     ):
         keywords = {"WIDTH": 256, "BLOCK": triton_kernels.LONGEST, **heads, **launch}
         descriptors = {"weight": tile(dtype, 256, 64)}
         kernel = triton_kernels._attend_project
         cases.append(Case(f"{name} {dtype}", kernel, keywords, types | descriptors, architectures))
-    fitting, few, many = triton_kernels.PROJECT, *triton_kernels.HOPPER_PROJECT
     for name, launch, architectures in (
-        ("project", fitting, ARCHITECTURES),
-        ("project few", few, (90,)),
-        ("project many", many, (90,)),
+        ("project", launched("project"), ARCHITECTURES),
+        ("project few", launched("project", "sm_90", 0), (90,)),
+        ("project many", launched("project", "sm_90"), (90,)),
     ):
         m, n, k = (launch[f"BLOCK_{side}"] for side in "MNK")
         descriptors = {"x": tile(dtype, m, k), "weight": tile(dtype, n, k)}
@@ -165,7 +171,7 @@ CASES = [
         Case(
             f"compose_project K={K}",
             compose_project._compose_project,
-            {"K": K, **compose_project.LAUNCH},
+            {"K": K, "MIN_DEPTH": MIN_DEPTH, **launched("compose_project")},
             LENGTHS,
         )
         for K in (12, 32)
@@ -173,35 +179,37 @@ CASES = [
     Case(
         "embed",
         embed._embed,
-        {"FEATURES": 76, **CHANNELS, **embed.LAUNCH},
+        {"FEATURES": 76, **CHANNELS, **launched("embed")},
         {"tokens": "*fp16", **LENGTHS},
     ),
     Case(
         "heads sum",
         heads._sum,
-        {"WIDTH": 256, **heads.LAUNCH_SUM},
+        {"WIDTH": 256, **launched("heads_sum")},
         {"tokens": "*fp16", "frames_at_once": "i32", **LENGTHS},
     ),
     Case(
         "heads points",
         heads._points,
-        {**CHANNELS, "ROWS": 37, "BLOCK_ROWS": 64, **heads.LAUNCH_POINTS},
+        {**CHANNELS, "ROWS": 37, "BLOCK_ROWS": 64, **launched("heads_points")},
         {"parts": "i32", **LENGTHS},
     ),
     Case(
         "heads taps",
         heads._taps,
-        {**CHANNELS, **CONV, **heads.LAUNCH_TAPS},
+        {**CHANNELS, **CONV, **launched("heads_taps")},
         {"parts": "i32", **LENGTHS},
     ),
     Case(
         "heads cameras",
         heads._cameras,
-        {"BLOCK_ROWS": 32, "PREDICTS_FOCAL": True, **CONV, **heads.LAUNCH_CAMERAS},
+        {"BLOCK_ROWS": 32, "PREDICTS_FOCAL": True, **CONV, **launched("heads_cameras")},
         {},
     ),
-    Case("mlp", mlp._mlp, {"C": 256, "H": 2048, "BLOCK_C": 256, **mlp.LAUNCH}, MLP_TYPES),
-    Case("mlp finish", mlp._finish, {"C": 256, "BLOCK_C": 256, **mlp.FINISH}, MLP_TYPES),
+    Case("mlp", mlp._mlp, {"C": 256, "H": 2048, "BLOCK_C": 256, **launched("mlp")}, MLP_TYPES),
+    Case(
+        "mlp finish", mlp._finish, {"C": 256, "BLOCK_C": 256, **launched("mlp_finish")}, MLP_TYPES
+    ),
     Case("mlp hopper", mlp_hopper._mlp, {"H": 2048, **mlp_hopper.LAUNCH}, MLP_TYPES, (90,)),
     *attention_cases("fp16"),
     *refinement_cases(),

@@ -8,7 +8,7 @@ triton = pytest.importorskip("triton")
 
 from fasttracks import ops  # noqa: E402
 from fasttracks.kernels import attention as kernels  # noqa: E402
-from fasttracks.kernels import attention_triton  # noqa: E402
+from fasttracks.kernels import attention_triton, launches  # noqa: E402
 from fasttracks.kernels.attention import attention  # noqa: E402
 from fasttracks.ops import TIME, TRACK  # noqa: E402
 
@@ -88,7 +88,8 @@ def test_attention_over_many_processors(
     axis: int, kernel_device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attention_triton, "processors", lambda device: 4)
-    monkeypatch.setitem(attention_triton.NORM_PROJECT, "BLOCK_N", 16)
+    options = launches.launch("norm_project", 1, kernel_device)
+    monkeypatch.setitem(options, "BLOCK_N", 16)
     assert attention_triton.splits_of(1, 6, 4) == 3
     check(arguments((1, 3, 5), kernel_device, TINY), axis)
 
@@ -137,10 +138,12 @@ def test_attention_at_its_size(
     kernel_device: torch.device,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    table = launches.table(kernel_device)
     if everywhere:
-        for module in kernels, attention_triton:
-            monkeypatch.setattr(module, "is_hopper", lambda device: False)
-    check(arguments(shape, kernel_device, dtype=dtype), axis)
+        monkeypatch.setattr(kernels, "is_hopper", lambda device: False)
+        table = launches.shipped()["default"]
+    with launches.using(kernel_device, table):
+        check(arguments(shape, kernel_device, dtype=dtype), axis)
 
 
 @pytest.mark.gpu
