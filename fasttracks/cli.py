@@ -192,6 +192,14 @@ def bench(options: argparse.Namespace) -> None:
     run(options, _say)
 
 
+def tune(options: argparse.Namespace) -> None:
+    """Find this GPU's fastest kernel launches."""
+    from fasttracks.tune import run
+
+    options.progress = sys.stderr.isatty()
+    run(options, _say)
+
+
 def env(options: argparse.Namespace) -> None:
     """What this machine runs."""
     from fasttracks.env import report
@@ -450,6 +458,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--calls", type=int, default=100, help="timed, of each size")
     _network_options(sub)
     sub.add_argument("--backend", default="auto", help="auto, triton, torch")
+
+    sub = command(tune, "find the kernel launches that are fastest on this GPU, in some minutes")
+    sub.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="for FASTTRACKS_LAUNCHES to name; else the user's cache, where it is found by itself",
+    )
+    _network_options(sub)
 
     command(env, "print versions and devices, for a bug report")
     return parser

@@ -166,10 +166,11 @@ def mlp(x: torch.Tensor, norm: Affine, up: Affine, down: Affine, norm_out: Affin
     if not rows:
         return y
     hopper = _hopper(x, H)
-    options = launch("mlp", rows, x.device)
-    tile, step = options["BLOCK_ROWS"], options["STEP"]
     if hopper:
         tile, step = 2 * hopper.ROWS.value, hopper.STEP.value
+    else:
+        options = launch("mlp", rows, x.device)
+        tile, step = options["BLOCK_ROWS"], options["STEP"]
     time = COST["hopper" if hopper else "portable"] * step / 128
     tiles, steps = triton.cdiv(rows, tile), triton.cdiv(H, step)
     processors = 1  # in the interpreter
