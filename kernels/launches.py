@@ -1,7 +1,8 @@
 """Which tiles, warps and stages kernels are launched with: data, measured per GPU.
 
-`launches.json` has, by kernel, what fits any GPU from sm_80 on, and what is faster by compute
-capability. What `fasttracks tune` wrote for a GPU goes before both.
+`launches.json` has, by kernel, what fits any GPU from sm_80 on (99 KB of shared memory), and what
+is faster by compute capability: that of sm_90 was measured on an H100 and serves the H200, which
+differs in memory alone. What `fasttracks tune` wrote for a GPU goes before both.
 """
 
 import functools

@@ -160,11 +160,7 @@ def test_command(monkeypatch, tmp_path, capsys):
     path = tmp_path / "found.json"
     monkeypatch.setattr(tune, "SIZES", ((20, 10), (100, 20)))
     few = {"compose_project": {"compose_project": [{"BLOCK_FRAMES": 4}, {"BLOCK_FRAMES": 16}]}}
-    monkeypatch.setattr(
-        tune.tune,
-        "__kwdefaults__",
-        tune.tune.__kwdefaults__ | {"candidates": few, "sizes": ((20, 10), (100, 20))},
-    )
+    monkeypatch.setattr(tune, "CANDIDATES", few)
     assert main(["tune", "-o", str(path)]) == 0
     assert f"wrote {path}" in capsys.readouterr().out
     assert [p.name for p in tmp_path.iterdir()] == ["found.json"]
