@@ -1,7 +1,5 @@
 """TracksTo4D, lean: the network of arXiv 2404.07097 for inference and fine-tuning."""
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -14,7 +12,6 @@ from fasttracks.geometry import Prediction
 # Tokens that a block of plain torch works on at a time. Sequences don't see each other, so this
 # changes no result; it bounds the memory of the widest activations (3072 channels).
 _TOKENS_AT_ONCE = {"cpu": 1 << 12, "cuda": 1 << 17}
-_compiled: set[tuple[Config, torch.device, torch.dtype]] = set()  # whose kernels are there
 
 
 class TracksTo4D(nn.Module):
@@ -50,8 +47,6 @@ class TracksTo4D(nn.Module):
             tracks.requires_grad or any(p.requires_grad for p in self.parameters())
         )
         run = ops.suited(self.backend, tracks.device, dtype, grad)
-        if run is not ops.TORCH and not torch.compiler.is_compiling():
-            self._compile(tracks, dtype, run)
         x = self.embedding(tracks, dtype, run)
         for block in self.blocks:
             x = block(x, run)
@@ -74,34 +69,6 @@ class TracksTo4D(nn.Module):
             motion,
             *run.compose_project(basis, coefficients, rotation, position, focal),
         )
-
-    def _compile(self, like: Tensor, dtype: torch.dtype, run: ops.Backend) -> None:
-        """Have a backend compile its kernels side by side, before the first call needs them.
-
-        They take a second or more each, mostly outside of Python.
-        """
-        key = (self.config, like.device, dtype)
-        if key in _compiled or (like.is_cuda and torch.cuda.is_current_stream_capturing()):
-            return
-        stream = torch.cuda.current_stream(like.device) if like.is_cuda else None
-        inputs = like.new_zeros(1, *(min(256, n) for n in like.shape[1:3]), 3)
-        x = inputs.new_zeros(*inputs.shape[:3], self.config.width, dtype=dtype)
-        blocks: Any = self.blocks
-        time, track = blocks[:2]
-
-        def on_stream(work: Callable[[], Any]) -> None:
-            with torch.no_grad(), torch.cuda.stream(stream):
-                work()
-
-        jobs = (
-            lambda: self.embedding(inputs, dtype, run),
-            lambda: track.attend(time.attend(x, run), run),
-            lambda: time.transform(x, run),
-            lambda: self.read(x, run),
-        )
-        with ThreadPoolExecutor(len(jobs)) as pool:
-            list(pool.map(on_stream, jobs))
-        _compiled.add(key)
 
 
 class _Embedding(nn.Module):
@@ -142,10 +109,7 @@ class _Block(nn.Module):
         return torch.cat([self._sequences(part, run) for part in x.split(at_once, rows)], rows)
 
     def _sequences(self, x: Tensor, run: ops.Backend) -> Tensor:
-        return self.transform(self.attend(x, run), run)
-
-    def attend(self, x: Tensor, run: ops.Backend) -> Tensor:
-        return run.attention(
+        x = run.attention(
             x,
             _affine(self.attention_norm),
             self.qkv.weight,
@@ -153,8 +117,6 @@ class _Block(nn.Module):
             heads=self.heads,
             axis=self.axis,
         )
-
-    def transform(self, x: Tensor, run: ops.Backend) -> Tensor:
         return run.mlp(
             x,
             _affine(self.mlp_norm),

@@ -188,13 +188,9 @@ def _missing(device: torch.device | None) -> str | None:
 
 @cache
 def _triton() -> Backend:
-    from triton.runtime import driver
-
     from fasttracks import traced
     from fasttracks.kernels import attention, compose_project, embed, heads, mlp
 
-    if torch.cuda.is_available():
-        driver.active.get_current_target()  # before threads compile: it sets itself up but once
     return Backend(
         "triton",
         embed.embed,

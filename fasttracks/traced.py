@@ -125,4 +125,11 @@ def heads(
     return _heads(x, [*camera, *points], predicts_focal)
 
 
-BACKEND = Backend("triton", embed, attention, mlp, heads, _compose_project)
+def compose_project(
+    basis: Tensor, coefficients: Tensor, rotation: Tensor, position: Tensor, focal: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `ops.compose_project`."""
+    return _compose_project(basis, coefficients, rotation, position, focal)
+
+
+BACKEND = Backend("triton", embed, attention, mlp, heads, compose_project)

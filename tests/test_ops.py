@@ -1,6 +1,5 @@
 """Which backend runs, and what it says when it can't."""
 
-import threading
 import warnings
 from dataclasses import replace
 
@@ -10,7 +9,6 @@ from helpers import TINY, random_tracks, relative, tiny_network
 
 import fasttracks
 from fasttracks import InputError, TracksTo4D, ops
-from fasttracks import network as network_module
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 KERNELS = ops.Backend("triton", *("kernel" for _ in ops.Backend._fields[1:-1]), ops.TORCH)
@@ -88,35 +86,6 @@ def test_what_the_kernels_can_not_run_is_plain_torch(monkeypatch):
     assert mixed.embed == mixed.heads == "kernel"
 
 
-def test_kernels_are_compiled_side_by_side_once(monkeypatch):
-    """All of a backend's operations meet, each in a thread of its own, before the first call."""
-    together = threading.Barrier(4)
-    threads = []
-
-    def other(name, twin):
-        def run(*given, **options):
-            if threading.current_thread() is not threading.main_thread():
-                threads.append((name, options.get("axis")))
-                if (name, options.get("axis")) not in [("attention", 2), ("compose_project", None)]:
-                    together.wait(timeout=20)
-            return twin(*given, **options)
-
-        return run
-
-    names = ops.Backend._fields[1:-1]
-    backend = ops.Backend("other", *(other(name, getattr(ops, name)) for name in names))
-    monkeypatch.setattr(ops, "suited", lambda *_: backend)
-    monkeypatch.setattr(network_module, "_compiled", set())
-    inputs = random_tracks(3, 4)
-    found = [tiny_network()(inputs) for _ in range(2)]
-    assert sorted(threads, key=str) == [
-        ("attention", 1),
-        ("attention", 2),
-        *((name, None) for name in ("compose_project", "embed", "heads", "mlp")),
-    ]
-    assert torch.equal(found[0].points, found[1].points)
-
-
 @pytest.mark.parametrize("source", ["parameters", "tracks", "nothing"])
 def test_gradients_are_seen(monkeypatch, source):
     seen = []
@@ -154,7 +123,8 @@ def test_backends_agree(precision, shape):
         fasttracks.load("base", device="cuda", precision=precision, backend=backend)(inputs)
         for backend in ("triton", "torch")
     )
-    bound = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 4e-2}[precision]
+    # Twice what torch itself errs where a clip is a single point.
+    bound = {"fp32": 1e-4, "fp16": 8e-3, "bf16": 6e-2}[precision]
     for name, value in ours._asdict().items():
         expected = getattr(plain, name)
         assert (value - expected).norm() <= bound * expected.norm(), name

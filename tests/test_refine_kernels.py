@@ -14,7 +14,7 @@ pytest.importorskip("triton")
 from fasttracks.kernels import adjust as adjust_kernel
 from fasttracks.kernels import cholesky, fit_scale
 from fasttracks.refine import bundle as bundling
-from fasttracks.refine import cameras, graphs
+from fasttracks.refine import cameras, graphs, positive
 
 
 def system(batch: int, n: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -145,7 +145,8 @@ def clip(frames: int, tracks: int, device: str, seed: int = 0) -> tuple:
 
 
 @pytest.mark.gpu
-def test_replays_are_the_same_bit_for_bit_and_from_threads() -> None:
+def test_replays_are_the_same_bit_for_bit_and_from_threads(monkeypatch) -> None:
+    monkeypatch.setattr(positive, "KERNELS", True)
     clips = [clip(frames, 40, "cuda", seed) for frames in (6, 9) for seed in (0, 1)]
     first = [bundling.bundle(*c) for c in clips]
     with ThreadPoolExecutor(4) as pool:
@@ -158,7 +159,8 @@ def test_replays_are_the_same_bit_for_bit_and_from_threads() -> None:
 
 
 @pytest.mark.gpu
-def test_graphs_are_bounded() -> None:
+def test_graphs_are_bounded(monkeypatch) -> None:
+    monkeypatch.setattr(positive, "KERNELS", True)
     for tracks in range(5, 6 + graphs._MOST):
         bundling.bundle(*clip(4, tracks, "cuda"))
     assert len(graphs._graphs) == graphs._MOST

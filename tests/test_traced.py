@@ -1,5 +1,7 @@
 """Compilers and exporters keep the kernels as operators of torch."""
 
+import copy
+
 import pytest
 import torch
 from helpers import TINY, random_tracks, tiny_network
@@ -112,3 +114,9 @@ def test_compiled_is_eager(precision):
     counts = found_in(program.graph_module)
     assert counts["fasttracks.embed.default"] == counts["fasttracks.heads.default"] == 1
     assert torch.equal(program.module()(inputs).points, network(inputs).points)
+
+
+def test_a_network_can_be_copied():
+    network = tiny_network()
+    network.backend = traced.BACKEND
+    assert copy.deepcopy(network).backend == traced.BACKEND

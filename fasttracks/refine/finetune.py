@@ -1,7 +1,6 @@
 """Fine-tuning of a network to a clip, without truth (TracksTo4D, arXiv 2404.07097, section 3.3)."""
 
 import copy
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +12,6 @@ from fasttracks.network import TracksTo4D
 from fasttracks.training.loop import HEAD_RATE, forward, split_head
 
 _WARM_UP = 50  # steps
-_BEFORE_CAPTURE = 3  # that compile, and make Adam's state
 _CHECK_EVERY = 25
 _PATIENCE = 8  # checks without a better loss, after which it stops
 _AT_ONCE = {"cpu": 64, "cuda": 256}  # tracks of a step
@@ -43,8 +41,7 @@ def finetune(
     the clip, 256 on CUDA and 64 elsewhere. Every 25 steps all tracks are judged; the best weights
     so far give the prediction, so that its loss is never above the network's own. Stops early
     when 200 steps found nothing better. The network itself stays as it is. On CUDA blocks run in
-    bfloat16, compiled, and steps are replayed as a CUDA graph. A progress bar with the loss shows
-    on a terminal.
+    bfloat16, compiled. A progress bar with the loss shows on a terminal.
     """
     results = [_tune(network, clip[None], steps, learning_rate, at_once, seed) for clip in tracks]
     predictions, before, after, taken = zip(*results, strict=True)
@@ -73,18 +70,16 @@ def _tune(
     tuned = copy.deepcopy(network).float().requires_grad_(True)
     head, others = split_head(tuned)
     groups: list[dict[str, Any]] = [
-        {"params": others, "relative": 1.0},
-        {"params": head, "relative": HEAD_RATE},
+        {"params": others},
+        {"params": head, "lr": HEAD_RATE * learning_rate},
     ]
-    for group in groups:  # a tensor, which a captured graph reads anew
-        group["lr"] = torch.tensor(0.0, device=device)
-    on_cuda = device.type == "cuda"
-    optimizer = torch.optim.Adam(groups, fused=on_cuda, capturable=on_cuda)
+    optimizer = torch.optim.Adam(groups, learning_rate, fused=device.type == "cuda")
+    # Adam's first steps are as long as any, whatever the gradient.
+    warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / _WARM_UP, total_iters=_WARM_UP)
     count = clip.shape[2]
     at_once = min(count, at_once or _AT_ONCE[device.type])
     clip = clip.float()
-    fast = _compiled(tuned) if on_cuda else tuned
-    part = clip[:, :, :at_once].clone()
+    fast = _compiled(tuned) if device.type == "cuda" else tuned
     draw = torch.Generator().manual_seed(seed)
 
     def judge() -> tuple[Prediction, Tensor]:
@@ -92,25 +87,16 @@ def _tune(
             prediction = forward(tuned, clip)
             return prediction, unsupervised(prediction, clip).total
 
-    def update() -> None:
-        unsupervised(forward(fast, part), part).total.sum().backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    run = update
     best, first = judge()
     least, stale, step = first, 0, 0
     with tqdm(total=steps, desc="fine-tune", unit="step", disable=None) as bar:
         while step < steps and stale < _PATIENCE:
             some = torch.randperm(count, generator=draw)[:at_once].to(device)
-            part.copy_(clip[:, :, some])
-            # Adam's first steps are as long as any, whatever the gradient.
-            warmth = 1 / _WARM_UP + (1 - 1 / _WARM_UP) * min(1.0, step / _WARM_UP)
-            for group in optimizer.param_groups:
-                group["lr"].fill_(learning_rate * group["relative"] * warmth)
-            if on_cuda and step == _BEFORE_CAPTURE:
-                run = _captured(update)
-            run()
+            part = clip[:, :, some].contiguous()
+            unsupervised(forward(fast, part), part).total.sum().backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            warm_up.step()
             step += 1
             bar.update()
             if step % _CHECK_EVERY == 0 or step == steps:
@@ -120,16 +106,6 @@ def _tune(
                     best, least, stale = prediction, loss, 0
                 bar.set_postfix(loss=f"{least.item():.4f}")
     return best, first, least, step
-
-
-def _captured(update: Callable[[], None]) -> Callable[[], None]:
-    """The same as a CUDA graph: its thousand kernels are shorter than their launches."""
-    graph = torch.cuda.CUDAGraph()
-    torch.cuda.synchronize()
-    # Other threads may go on with their own CUDA work meanwhile.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        update()
-    return graph.replay
 
 
 def _compiled(network: TracksTo4D) -> TracksTo4D:

@@ -122,8 +122,8 @@ def _step_basis(motion: Motion, sight: Sight, damping: Tensor) -> tuple[Motion, 
 
     bend = _second_differences(c.shape[1], c) @ c
     bend = (bend.mT @ bend)[:, None] * sight.smooth[..., None, None]  # (B, N, K, K)
-    ridge = torch.ones(bases, dtype=c.dtype, device=c.device)
-    ridge[0] = 0
+    ridge = c.new_ones(bases)
+    ridge[:1] = 0
     linear = bend + torch.diag_embed(ridge / sight.reach.square()[..., None])
     right = right - (linear @ basis.transpose(1, 2)).transpose(1, 2)
     eye = torch.eye(3, dtype=c.dtype, device=c.device)
