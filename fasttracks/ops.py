@@ -136,8 +136,8 @@ def choose(name: str, config: Config, device: torch.device | None = None) -> Bac
     """The backend that "auto", "triton" or "torch" stands for on a device, by default CUDA's.
 
     "auto" is Triton's kernels on a CUDA GPU from compute capability 8.0 on, else plain torch; it
-    warns, once, where that is for want of Triton or of such a GPU. Networks of unusual sizes are
-    plain torch's as well.
+    warns, once, where there is a GPU but no Triton, or one that is too old. Networks of unusual
+    sizes are plain torch's as well.
 
     Raises:
         InputError: an unknown name, or "triton" where it can't run.
@@ -153,7 +153,7 @@ def choose(name: str, config: Config, device: torch.device | None = None) -> Bac
     if name == "triton":
         why = missing or "width and head_width are not powers of two from 16 on"
         raise InputError(f"backend: 'triton' can't run, as {why}; use 'torch' or 'auto'")
-    if missing and (device is None or device.type == "cuda"):  # a CPU that was named has only torch
+    if missing and torch.cuda.is_available() and (device is None or device.type == "cuda"):
         _fall_back(missing)
     return TORCH
 
