@@ -459,7 +459,7 @@ def _parser() -> argparse.ArgumentParser:
     _network_options(sub)
     sub.add_argument("--backend", default="auto", help="auto, triton, torch")
 
-    sub = command(tune, "find the kernel launches that are fastest on this GPU, in some minutes")
+    sub = command(tune, "find the kernel launches that are fastest on this GPU, in half a minute")
     sub.add_argument(
         "-o",
         "--output",
