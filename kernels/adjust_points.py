@@ -90,12 +90,14 @@ def _points(
             py,
             pz,
             focal,
-            tl.load(positions + token * 2, mask=mask, other=0.0),
-            tl.load(positions + token * 2 + 1, mask=mask, other=0.0),
-            tl.load(weight + token, mask=mask, other=0.0),
             sigma,
-            tl.load(log_depth + token, mask=mask, other=0.0),
-            tl.load(depth_weight + token, mask=mask, other=0.0),
+            positions,
+            weight,
+            log_depth,
+            depth_weight,
+            token,
+            mask,
+            mask,
             MIN_DEPTH,
         )
         c0, c1, c2 = _mixed(r0, r1, r2, r3, r4, r5, r6, r7, r8, m)
@@ -146,12 +148,14 @@ def _points(
             py,
             pz,
             focal,
-            tl.load(positions + token * 2, mask=mask, other=0.0),
-            tl.load(positions + token * 2 + 1, mask=mask, other=0.0),
-            tl.load(weight + token, mask=mask & (t > 0), other=0.0),  # the first camera is held
             sigma,
-            tl.load(log_depth + token, mask=mask, other=0.0),
-            tl.load(depth_weight + token, mask=mask & (t > 0), other=0.0),
+            positions,
+            weight,
+            log_depth,
+            depth_weight,
+            token,
+            mask,
+            mask & (t > 0),  # the first camera is held
             MIN_DEPTH,
         )
         c0, c1, c2 = _mixed(r0, r1, r2, r3, r4, r5, r6, r7, r8, m)

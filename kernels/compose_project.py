@@ -11,24 +11,8 @@ import triton.language as tl
 
 from fasttracks.geometry import MIN_DEPTH
 from fasttracks.kernels.common import follow, overlap
+from fasttracks.kernels.geometry import _load3, _store3
 from fasttracks.kernels.launches import launch
-
-
-@triton.jit
-def _load3(pointer, stride, mask):
-    """Three values, `stride` elements apart."""
-    return (
-        tl.load(pointer, mask=mask, other=0.0),
-        tl.load(pointer + stride, mask=mask, other=0.0),
-        tl.load(pointer + 2 * stride, mask=mask, other=0.0),
-    )
-
-
-@triton.jit
-def _store3(pointer, x, y, z, mask):
-    tl.store(pointer, x, mask=mask)
-    tl.store(pointer + 1, y, mask=mask)
-    tl.store(pointer + 2, z, mask=mask)
 
 
 # Only constexprs are specialised: a new length, stride or alignment compiles nothing.
@@ -81,7 +65,7 @@ def _compose_project(
         x += c * basis_x
         y += c * basis_y
         z += c * basis_z
-    _store3(points + token * 3, x, y, z, mask)
+    _store3(points + token * 3, 1, x, y, z, mask)
 
     t_x, t_y, t_z = _load3(position + frame * 3, 1, in_frames)
     x -= t_x
@@ -94,7 +78,7 @@ def _compose_project(
     camera_y = r_x * x + r_y * y + r_z * z
     r_x, r_y, r_z = _load3(rotation + frame * 9 + 2, 3, in_frames)
     camera_z = r_x * x + r_y * y + r_z * z
-    _store3(points_camera + token * 3, camera_x, camera_y, camera_z, mask)
+    _store3(points_camera + token * 3, 1, camera_x, camera_y, camera_z, mask)
 
     scale = tl.load(focal + frame, mask=in_frames, other=0.0)
     depth = tl.maximum(camera_z, MIN_DEPTH, propagate_nan=tl.PropagateNan.ALL)

@@ -103,17 +103,35 @@ def _image(px, py, pz, focal, MIN_DEPTH: tl.constexpr):
 
 @triton.jit
 def _observe(
-    px, py, pz, focal, u, v, weight, scale, log_depth, depth_weight, MIN_DEPTH: tl.constexpr
+    px,
+    py,
+    pz,
+    focal,
+    scale,
+    positions,
+    weights,
+    log_depths,
+    depth_weights,
+    token,
+    mask,
+    counted,
+    MIN_DEPTH: tl.constexpr,
 ):
-    """M (xx = yy, xz, yz, zz), g, and of the focal length its product with P, itself and g."""
+    """M (xx = yy, xz, yz, zz), g, and of the focal length its product with P, itself and g.
+
+    Of the observation `token`, from pointers to all; where not `counted`, its weights are zero.
+    """
     depth, image_u, image_v = _image(px, py, pz, focal, MIN_DEPTH)
-    off_u, off_v = image_u - u, image_v - v
+    off_u = image_u - tl.load(positions + token * 2, mask=mask, other=0.0)
+    off_v = image_v - tl.load(positions + token * 2 + 1, mask=mask, other=0.0)
+    weight = tl.load(weights + token, mask=counted, other=0.0)
+    depth_weight = tl.load(depth_weights + token, mask=counted, other=0.0)
     w = weight / (scale * scale + off_u * off_u + off_v * off_v)
     a = focal / depth
     d = tl.where(pz > MIN_DEPTH, 1.0 / depth, 0.0)
     b, c = -d * image_u, -d * image_v
     wa = w * a
-    off = tl.log(depth) - log_depth
+    off = tl.log(depth) - tl.load(log_depths + token, mask=mask, other=0.0)
     m_zz = w * (b * b + c * c) + depth_weight * d * d
     g_z = w * (b * off_u + c * off_v) + depth_weight * d * off
     h_z = w * (b * image_u + c * image_v)
