@@ -1,7 +1,5 @@
 """TracksTo4D, lean: the network of arXiv 2404.07097 for inference and fine-tuning."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -56,8 +54,8 @@ class TracksTo4D(nn.Module):
         """Heads and geometry: what the tokens (B, T, N, C) of the last block say."""
         rotation, position, focal, coefficients, basis, motion = run.heads(
             x,
-            _affine(self.camera),
-            _affine(self.points),
+            ops.affine(self.camera),
+            ops.affine(self.points),
             predicts_focal=self.config.predicts_focal,
         )
         return Prediction(
@@ -81,7 +79,7 @@ class _Embedding(nn.Module):
     def forward(
         self, tracks: Tensor, dtype: torch.dtype | None = None, run: ops.Backend = ops.TORCH
     ) -> Tensor:
-        norm_in, linear, norm_out = map(_affine, (self.norm_in, self.linear, self.norm_out))
+        norm_in, linear, norm_out = map(ops.affine, (self.norm_in, self.linear, self.norm_out))
         return run.embed(tracks, norm_in, linear, norm_out, dtype)
 
 
@@ -111,7 +109,7 @@ class _Block(nn.Module):
     def _sequences(self, x: Tensor, run: ops.Backend) -> Tensor:
         x = run.attention(
             x,
-            _affine(self.attention_norm),
+            ops.affine(self.attention_norm),
             self.qkv.weight,
             self.out.weight,
             heads=self.heads,
@@ -119,12 +117,8 @@ class _Block(nn.Module):
         )
         return run.mlp(
             x,
-            _affine(self.mlp_norm),
-            _affine(self.up),
-            _affine(self.down),
-            _affine(self.norm),
+            ops.affine(self.mlp_norm),
+            ops.affine(self.up),
+            ops.affine(self.down),
+            ops.affine(self.norm),
         )
-
-
-def _affine(layer: Any) -> ops.Affine:
-    return layer.weight, layer.bias

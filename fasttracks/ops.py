@@ -25,6 +25,11 @@ Affine = tuple[Tensor, Tensor]  # weight and bias of a linear layer or a layer n
 _PI = 3.1415927410125732  # rounded to float32, in every precision
 
 
+def affine(layer: Any) -> Affine:
+    """Weight and bias of a module."""
+    return layer.weight, layer.bias
+
+
 def embed(
     tracks: Tensor,
     norm_in: Affine,
@@ -146,15 +151,15 @@ def choose(name: str, config: Config, device: torch.device | None = None) -> Bac
         raise InputError(f"backend: expected 'auto', 'triton' or 'torch', found {name!r}")
     if name == "torch":
         return TORCH
-    missing = _missing(device)
+    lacking = missing(device)
     usual = all(n >= 16 and n & (n - 1) == 0 for n in (config.width, config.head_width))
-    if missing is None and usual:
+    if lacking is None and usual:
         return _triton()
     if name == "triton":
-        why = missing or "width and head_width are not powers of two from 16 on"
+        why = lacking or "width and head_width are not powers of two from 16 on"
         raise InputError(f"backend: 'triton' can't run, as {why}; use 'torch' or 'auto'")
-    if missing and torch.cuda.is_available() and (device is None or device.type == "cuda"):
-        _fall_back(missing)
+    if lacking and torch.cuda.is_available() and (device is None or device.type == "cuda"):
+        _fall_back(lacking)
     return TORCH
 
 
@@ -174,7 +179,7 @@ def suited(backend: Backend, device: torch.device, dtype: torch.dtype, grad: boo
     return backend if dtype in (torch.float16, torch.bfloat16) else TORCH
 
 
-def _missing(device: torch.device | None) -> str | None:
+def missing(device: torch.device | None) -> str | None:
     """What Triton lacks on a device, if anything."""
     if not torch.cuda.is_available():
         return "torch sees no CUDA GPU"

@@ -16,8 +16,8 @@ from fasttracks.ops import Affine, Backend
 
 
 def _backend(x: Tensor) -> Backend:
-    half = x.dtype in (torch.float16, torch.bfloat16, torch.float32)
-    return ops._triton() if x.is_cuda and half else ops.TORCH
+    runs = x.dtype in (torch.float16, torch.bfloat16, torch.float32)
+    return ops._triton() if x.is_cuda and runs else ops.TORCH
 
 
 @custom_op("fasttracks::embed", mutates_args=())

@@ -194,17 +194,17 @@ def arguments(
     embedding: Any = network.embedding
     dtype = block.qkv.weight.dtype
     if operation == "embed":
-        norms = map(_affine, (embedding.norm_in, embedding.linear, embedding.norm_out))
+        norms = map(ops.affine, (embedding.norm_in, embedding.linear, embedding.norm_out))
         return (inputs, *norms, dtype), {}
     generator = torch.Generator(inputs.device).manual_seed(0)
     size = (*inputs.shape[:3], config.width)
     x = torch.randn(size, device=inputs.device, generator=generator).to(dtype)
     if operation.startswith("attention"):
-        positional = (x, _affine(block.attention_norm), block.qkv.weight, block.out.weight)
+        positional = (x, ops.affine(block.attention_norm), block.qkv.weight, block.out.weight)
         return positional, {"heads": config.heads, "axis": block.axis}
     if operation == "mlp":
-        return (x, *map(_affine, (block.mlp_norm, block.up, block.down, block.norm))), {}
-    read = (x, _affine(network.camera), _affine(network.points))
+        return (x, *map(ops.affine, (block.mlp_norm, block.up, block.down, block.norm))), {}
+    read = (x, ops.affine(network.camera), ops.affine(network.points))
     if operation == "heads":
         return read, {"predicts_focal": config.predicts_focal}
     rotation, position, focal, coefficients, basis, _ = ops.heads(
@@ -264,10 +264,6 @@ class _Recorded(dict[str, Any]):
     def __getitem__(self, kernel: str) -> Any:
         self.seen.add(kernel)
         return super().__getitem__(kernel)
-
-
-def _affine(layer: Any) -> ops.Affine:
-    return layer.weight, layer.bias
 
 
 def _doubled(value: Any) -> Any:

@@ -1,10 +1,11 @@
 """Positive definite systems: LAPACK's on the CPU; on CUDA kernels, which a graph can capture."""
 
 from functools import cache
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
+
+from fasttracks import ops
 
 KERNELS = False  # not before all of their GPU tests have passed
 
@@ -16,9 +17,7 @@ def has_kernels(device: torch.device) -> bool:
 
 @cache
 def _can_run(device: torch.device) -> bool:
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
-        return False
-    return find_spec("triton") is not None
+    return ops.missing(device) is None
 
 
 def solve(system: Tensor, right: Tensor) -> Tensor:
