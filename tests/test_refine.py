@@ -1,4 +1,4 @@
-"""Bundle adjustment against numerical derivatives, SciPy and the truth; fine-tuning."""
+"""Bundle adjustment against numerical derivatives, SciPy and the truth."""
 
 import math
 from dataclasses import replace
@@ -6,137 +6,27 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import random_tracks, tiny_network
+from helpers import tiny_network
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import least_squares
+from seen_points import (
+    DOUBLE,
+    consistent,
+    disturbed,
+    errors,
+    evidence,
+    image,
+    prediction,
+    tracks_of,
+    world,
+)
 
 import fasttracks
-from fasttracks.geometry import Prediction, compose, exponential, logarithm, project, to_camera
-from fasttracks.losses import unsupervised
-from fasttracks.metrics import Estimate, Truth, metrics
+from fasttracks.geometry import Prediction, exponential, logarithm
+from fasttracks.metrics import Estimate, metrics
 from fasttracks.refine.bundle import bundle, likelihood
-from fasttracks.refine.cameras import Evidence, Scene, adjust, cost, moved, normal_equations
-from fasttracks.refine.finetune import finetune
-
-DOUBLE = {"dtype": torch.float64}
-
-
-def world(frames=10, tracks=40, batch=1, seed=0, turn=0.04, path=0.25):
-    """Still points about 12 away and a random smooth camera path, in float64."""
-    g = torch.Generator().manual_seed(seed)
-
-    def normal(*shape):
-        return torch.randn(*shape, generator=g, **DOUBLE)
-
-    points = 2 * normal(batch, tracks, 3) + torch.tensor([0.0, 0.0, 12.0], **DOUBLE)
-    position = path * normal(batch, frames, 3).cumsum(1)
-    rotation = exponential(turn * normal(batch, frames, 3).cumsum(1))
-    return Scene(rotation, position, torch.zeros(batch, **DOUBLE), points), g
-
-
-def image(scene, points=None):
-    """Camera points (B, T, N, 3) and projections (B, T, N, 2)."""
-    points = scene.points[:, None] if points is None else points
-    camera = to_camera(points, scene.rotation, scene.position)
-    focal = scene.log_focal.exp()[:, None].expand(camera.shape[:2])
-    return camera, project(camera, focal)
-
-
-def prediction(scene, points=None, motion=None, bases=4):
-    """What a network would say of a scene whose points stand still."""
-    batch, frames = scene.rotation.shape[:2]
-    static = scene.points if points is None else points
-    basis = torch.cat([static[:, None], torch.zeros(batch, bases - 1, *static.shape[1:])], 1)
-    coefficients = torch.zeros(batch, frames, bases, **DOUBLE)
-    coefficients[..., 0] = 1
-    motion = torch.full(static.shape[:2], 0.03, **DOUBLE) if motion is None else motion
-    focal = scene.log_focal.exp()[:, None].expand(batch, frames)
-    world = compose(basis, coefficients)
-    camera = to_camera(world, scene.rotation, scene.position)
-    projection = project(camera, focal)
-    return Prediction(
-        scene.rotation,
-        scene.position,
-        focal,
-        coefficients,
-        basis,
-        motion,
-        world,
-        camera,
-        projection,
-    )
-
-
-def disturbed(scene, g, turn=0.03, shift=0.3, depth=0.15):
-    """The scene with cameras and points somewhat off, as a network gives it."""
-    s = scene
-
-    def normal(*shape):
-        return torch.randn(*shape, generator=g, **DOUBLE)
-
-    return s._replace(
-        rotation=s.rotation @ exponential(turn * normal(*s.position.shape)),
-        position=s.position + shift * normal(*s.position.shape),
-        points=s.points * (depth * normal(*s.points.shape[:2], 1)).exp(),
-    )
-
-
-def evidence(scene, g, noise=0.0, scale=0.01, seen=1.0):
-    """Loose expectations around a scene, and its tracks."""
-    camera, positions = image(scene)
-    batch, frames, tracks = camera.shape[:3]
-    R = scene.rotation
-    step = (R[:, :-1].mT @ scene.position.diff(dim=1)[..., None])[..., 0]
-    ones = torch.ones(batch, frames - 1, **DOUBLE)
-    weight = (torch.rand(batch, frames, tracks, generator=g) < seen).double()
-    return Evidence(
-        positions + noise * torch.randn(positions.shape, generator=g, **DOUBLE),
-        weight,
-        torch.full((batch, tracks), scale, **DOUBLE),
-        camera[..., 2].log(),
-        0.1 * weight,
-        R[:, :-1].mT @ R[:, 1:],
-        step,
-        0.1 * ones,
-        0.1 * ones,
-        scene.log_focal,
-        torch.full((batch,), 0.1, **DOUBLE),
-        torch.ones(batch, **DOUBLE),
-    )
-
-
-def tracks_of(positions, seen=None):
-    seen = torch.ones(positions.shape[:3]) if seen is None else seen
-    return torch.cat([positions, seen.double()[..., None]], -1)
-
-
-def errors(p, truth, points=None):
-    """Metrics of a prediction against a scene."""
-    camera, positions = image(truth, points)
-    everything = torch.ones(camera.shape[:3], dtype=torch.bool)
-    judged = Truth(
-        camera,
-        truth.rotation,
-        truth.position,
-        everything,
-        everything[:, 0],
-        positions,
-        truth.log_focal.exp(),
-    )
-    estimate = Estimate(p.points_camera, p.rotation, p.position, p.projection)
-    return {name: value.amax().item() for name, value in metrics(estimate, judged).items()}
-
-
-def consistent(p):
-    """Finite, and its parts agree."""
-    assert all(value.isfinite().all() for value in p)
-    assert torch.allclose(compose(p.basis, p.coefficients), p.points, atol=1e-3)
-    assert (p.coefficients[..., 0] == 1).all()
-    camera = to_camera(p.points, p.rotation, p.position)
-    assert torch.allclose(camera, p.points_camera, atol=1e-3)
-    identity = torch.eye(3).expand_as(p.rotation)
-    assert torch.allclose(p.rotation @ p.rotation.mT, identity, atol=1e-5)
+from fasttracks.refine.cameras import Scene, adjust, cost, moved, normal_equations
 
 
 def test_exponential_and_logarithm_are_inverse():
@@ -447,37 +337,6 @@ def test_shipped_weights_are_halved_in_error():
         assert after[name].median() < most * before[name].median(), name
 
 
-def test_fine_tuning_lowers_the_loss_and_leaves_the_network_alone():
-    network, tracks = tiny_network(dtype=torch.float32), random_tracks(9, 40, batch=2).float()
-    state = {name: value.clone() for name, value in network.state_dict().items()}
-    options = {"steps": 60, "learning_rate": 1e-3, "at_once": 24}
-    tuned, report = finetune(network, tracks, **options)
-    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
-    assert all(p.grad is None for p in network.parameters())
-    with torch.no_grad():
-        before = unsupervised(network(tracks), tracks).total
-    assert torch.allclose(report.loss_before, before, rtol=1e-4)
-    assert torch.allclose(unsupervised(tuned, tracks).total, report.loss_after)
-    assert (report.loss_after < 0.95 * before).all()
-    assert report.steps == [60, 60]
-    again, _ = finetune(network, tracks, **options)
-    assert torch.equal(again.points, tuned.points)
-    alone, _ = finetune(network, tracks[1:], **options)
-    assert torch.allclose(alone.points[0], tuned.points[1], rtol=1e-4, atol=1e-4)
-
-
-def test_fine_tuning_keeps_the_best_and_stops_early():
-    network, tracks = tiny_network(dtype=torch.float32), random_tracks(5, 8).float()
-    wild, report = finetune(network, tracks, steps=1000, learning_rate=10.0)
-    assert report.loss_after <= report.loss_before
-    assert report.steps[0] < 1000
-    with torch.no_grad():
-        given = network(tracks)
-    if "kept" in report.outcome[0]:
-        assert torch.equal(wild.points, given.points)
-    assert wild.points.isfinite().all()
-
-
 @pytest.mark.parametrize("refine", ["bundle", "finetune"])
 def test_reconstruct_refines_batches(refine, monkeypatch):
     monkeypatch.setattr("fasttracks.refine.finetune._CHECK_EVERY", 2)
@@ -524,12 +383,3 @@ def test_cuda_adjusts_as_the_cpu_does():
     assert report.outcome == ["converged"] * 2
     assert torch.allclose(result.rotation.cpu(), expected.rotation, atol=1e-3)
     assert errors(Prediction(*(value.cpu() for value in result)), truth)["ate"] < 0.05
-
-
-@pytest.mark.gpu
-def test_fine_tuning_runs_compiled_in_bfloat16():
-    network = fasttracks.load("base", device="cuda")
-    tracks = random_tracks(20, 100).float().cuda()
-    tuned, report = finetune(network, tracks, steps=50, at_once=64)
-    assert report.loss_after < report.loss_before
-    assert tuned.points.isfinite().all()

@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from helpers import poisoned_memory
-from test_refine import disturbed, evidence, prediction, tracks_of, world
-from test_refine import image as image_of
+from seen_points import disturbed, evidence, prediction, tracks_of, world
+from seen_points import image as image_of
 from torch import Tensor
 
 pytest.importorskip("triton")
