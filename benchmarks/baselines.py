@@ -9,9 +9,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import fasttracks
 from fasttracks import ops, reference
-from fasttracks.bench import wall_times
 from fasttracks.geometry import Prediction
 from fasttracks.network import TracksTo4D
+from fasttracks.tune import graph_seconds
 
 SDPA = (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION)
 COMPILE_MODE = "max-autotune-no-cudagraphs"  # of the blocks; the rest has no large products
@@ -42,25 +42,12 @@ class StrongestTorch(nn.Module):
         return x
 
 
-def graph_of(call: Callable[[], Any], repeats: int) -> torch.cuda.CUDAGraph:
-    """Some calls in one CUDA graph, so that only the GPU's time counts."""
-    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
-    with torch.cuda.stream(stream):  # as capture wants it
-        call()
-    torch.cuda.synchronize()
-    with torch.cuda.graph(graph, stream=stream):
-        for _ in range(repeats):
-            call()
-    return graph
-
-
 def _seconds(block: nn.Module, x: Tensor, backend: SDPBackend) -> float:
     try:
         with torch.no_grad(), sdpa_kernel(backend):
-            graph = graph_of(lambda: block(x), 5)
+            return graph_seconds(lambda: block(x))
     except RuntimeError:  # this backend can't
         return float("inf")
-    return min(wall_times(graph.replay, 10, x.device))
 
 
 def strongest_torch(inputs: Tensor) -> tuple[Callable[[Tensor], Prediction], dict[str, Any]]:

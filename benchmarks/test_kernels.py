@@ -6,10 +6,10 @@ Times are those of a CUDA graph of many calls, so that nothing is measured but t
 
 import pytest
 import torch
-from baselines import graph_of
 
 import fasttracks
 from fasttracks import bench, ops
+from fasttracks.graphs import capture
 from fasttracks.tune import arguments, within_budget
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
@@ -55,7 +55,7 @@ def test_kernel(benchmark, network, size, name, backend):
         del small
 
         positional, keywords = arguments(network, name, bench.clip(*size, "cuda"))
-        graph = graph_of(lambda: call(*positional, **keywords), REPEATS)
+        graph, _ = capture(lambda: [call(*positional, **keywords) for _ in range(REPEATS)])
 
         def run():
             graph.replay()

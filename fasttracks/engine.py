@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fasttracks.errors import InputError
 from fasttracks.geometry import Prediction
+from fasttracks.graphs import capture
 from fasttracks.network import TracksTo4D
 
 Shape = tuple[int, int, int]  # B clips, T frames, N tracks
@@ -144,21 +145,14 @@ class Engine:
             self._done.synchronize()  # it may be running
             self._graphs.popitem(last=False)[1].graph.reset()
         inputs = self._input[: math.prod(shape)].view(shape)
-        graph = torch.cuda.CUDAGraph()
+
+        def forward() -> tuple[list[Tensor], Tensor]:
+            parts = [field.contiguous() for field in self.model(inputs)]
+            return parts, torch.cat([part.view(-1) for part in parts])
+
+        self._stream.wait_event(self._done)
         with torch.no_grad():
-            self._stream.wait_event(self._done)
-            self._stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self._stream):
-                self.model(inputs)  # compiles, and lets libraries take their workspaces
-            self._stream.synchronize()
-            torch.cuda.empty_cache()  # what that took is not what the graph will take
-            # Other threads may go on with their own CUDA work meanwhile.
-            with torch.cuda.graph(
-                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
-            ):
-                prediction = self.model(inputs)
-                parts = [field.contiguous() for field in prediction]
-                flat = torch.cat([part.view(-1) for part in parts])
+            graph, (parts, flat) = capture(forward, pool=self._pool, stream=self._stream)
         layout: _Layout = []
         offset = 0
         for part in parts:

@@ -18,6 +18,7 @@ from fasttracks import ops
 from fasttracks.bench import clip
 from fasttracks.errors import InputError
 from fasttracks.files import replacing
+from fasttracks.graphs import capture
 from fasttracks.network import TracksTo4D
 from fasttracks.weights import load
 
@@ -233,7 +234,6 @@ def within_budget(call: Callable[..., Any], twin: Callable[..., Any], given: Any
 
 def graph_seconds(call: Call) -> float:
     """Median seconds that a call takes the GPU, from a CUDA graph of some of them."""
-    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
     def timed(work: Call) -> float:
@@ -243,13 +243,9 @@ def graph_seconds(call: Call) -> float:
         end.synchronize()
         return 1e-3 * start.elapsed_time(end)
 
-    with torch.cuda.stream(stream):
-        call()
-        repeats = max(1, min(20, int(2e-3 / timed(call))))
-    torch.cuda.synchronize()
-    with torch.cuda.graph(graph, stream=stream):
-        for _ in range(repeats):
-            call()
+    call()
+    repeats = max(1, min(20, int(2e-3 / timed(call))))
+    graph, _ = capture(lambda: [call() for _ in range(repeats)])
     timed(graph.replay)
     return sorted(timed(graph.replay) for _ in range(7))[3] / repeats
 

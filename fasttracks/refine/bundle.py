@@ -23,8 +23,8 @@ from fasttracks.geometry import (
     rotation_angle,
     to_camera,
 )
+from fasttracks.graphs import replayed
 from fasttracks.refine.cameras import Evidence, Scene, adjust, choose
-from fasttracks.refine.graphs import replayed
 from fasttracks.refine.motion import Motion, Sight, adjust_motion, principal
 from fasttracks.refine.positive import has_kernels, solve
 

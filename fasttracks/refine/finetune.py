@@ -7,11 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from fasttracks.geometry import Prediction
+from fasttracks.graphs import capture
 from fasttracks.losses import unsupervised
 from fasttracks.network import TracksTo4D
 from fasttracks.training.loop import HEAD_RATE, forward, split_head
 
 _WARM_UP = 50  # steps
+_BEFORE_CAPTURE = 3  # that compile, and make Adam's state
 _CHECK_EVERY = 25
 _PATIENCE = 8  # checks without a better loss, after which it stops
 _AT_ONCE = {"cpu": 64, "cuda": 256}  # tracks of a step
@@ -41,7 +43,8 @@ def finetune(
     the clip, 256 on CUDA and 64 elsewhere. Every 25 steps all tracks are judged; the best weights
     so far give the prediction, so that its loss is never above the network's own. Stops early
     when 200 steps found nothing better. The network itself stays as it is. On CUDA blocks run in
-    bfloat16, compiled. A progress bar with the loss shows on a terminal.
+    bfloat16, compiled, and steps are replayed as a CUDA graph. A progress bar with the loss shows
+    on a terminal.
     """
     results = [_tune(network, clip[None], steps, learning_rate, at_once, seed) for clip in tracks]
     predictions, before, after, taken = zip(*results, strict=True)
@@ -70,16 +73,18 @@ def _tune(
     tuned = copy.deepcopy(network).float().requires_grad_(True)
     head, others = split_head(tuned)
     groups: list[dict[str, Any]] = [
-        {"params": others},
-        {"params": head, "lr": HEAD_RATE * learning_rate},
+        {"params": others, "relative": 1.0},
+        {"params": head, "relative": HEAD_RATE},
     ]
-    optimizer = torch.optim.Adam(groups, learning_rate, fused=device.type == "cuda")
-    # Adam's first steps are as long as any, whatever the gradient.
-    warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / _WARM_UP, total_iters=_WARM_UP)
+    for group in groups:  # a tensor, which a captured graph reads anew
+        group["lr"] = torch.tensor(0.0, device=device)
+    on_cuda = device.type == "cuda"
+    optimizer = torch.optim.Adam(groups, fused=on_cuda, capturable=on_cuda)
     count = clip.shape[2]
     at_once = min(count, at_once or _AT_ONCE[device.type])
     clip = clip.float()
-    fast = _compiled(tuned) if device.type == "cuda" else tuned
+    fast = _compiled(tuned) if on_cuda else tuned
+    part = clip[:, :, :at_once].clone()
     draw = torch.Generator().manual_seed(seed)
 
     def judge() -> tuple[Prediction, Tensor]:
@@ -87,16 +92,26 @@ def _tune(
             prediction = forward(tuned, clip)
             return prediction, unsupervised(prediction, clip).total
 
+    def update() -> None:
+        unsupervised(forward(fast, part), part).total.sum().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    run = update
     best, first = judge()
     least, stale, step = first, 0, 0
     with tqdm(total=steps, desc="fine-tune", unit="step", disable=None) as bar:
         while step < steps and stale < _PATIENCE:
             some = torch.randperm(count, generator=draw)[:at_once].to(device)
-            part = clip[:, :, some].contiguous()
-            unsupervised(forward(fast, part), part).total.sum().backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            warm_up.step()
+            part.copy_(clip[:, :, some])
+            # Adam's first steps are as long as any, whatever the gradient.
+            warmth = 1 / _WARM_UP + (1 - 1 / _WARM_UP) * min(1.0, step / _WARM_UP)
+            for group in optimizer.param_groups:
+                group["lr"].fill_(learning_rate * group["relative"] * warmth)
+            if on_cuda and step == _BEFORE_CAPTURE:
+                graph, _ = capture(update, warm=True)
+                run = graph.replay
+            run()
             step += 1
             bar.update()
             if step % _CHECK_EVERY == 0 or step == steps:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from fasttracks.graphs import capture
 from fasttracks.metrics import Truth
 from fasttracks.pipeline import normalise
 from fasttracks.tracks import Tracks
@@ -51,13 +52,7 @@ def scenes(
 def _record(make: Callable[[torch.Generator], Batch], library: Library) -> Callable[[int], Batch]:
     """A CUDA graph of `make`, run for a seed."""
     generator = seeded(0, library.split, library.device)
-    make(generator)  # constants reach the device once, not in a graph
-    graph = torch.cuda.CUDAGraph()
-    graph.register_generator_state(generator)
-    torch.cuda.synchronize()
-    # Other threads, as those of torch.distributed, may go on using CUDA meanwhile.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        tracks, truth = make(generator)
+    graph, (tracks, truth) = capture(lambda: make(generator), generator=generator)
     assert truth is not None
 
     def replay(key: int) -> Batch:

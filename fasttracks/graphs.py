@@ -1,4 +1,4 @@
-"""Functions of tensors replayed as CUDA graphs, for what is made of many small kernels."""
+"""Work captured as CUDA graphs, whose many small kernels cost one launch."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -24,6 +24,40 @@ _graphs: OrderedDict[Hashable, _Graph] = OrderedDict()
 _lock = Lock()
 
 
+def capture(
+    work: Callable[[], Any],
+    *,
+    warm: bool = False,
+    pool: Any = None,
+    stream: torch.cuda.Stream | None = None,
+    generator: torch.Generator | None = None,
+) -> tuple[torch.cuda.CUDAGraph, Any]:
+    """A CUDA graph of some work, and what that returned: memory that each replay fills anew.
+
+    Other threads may go on with their own CUDA work meanwhile.
+
+    Args:
+        work: queues kernels and must not wait for the GPU.
+        warm: it has run before. If not it runs once first: Triton compiles, libraries take their
+            workspaces, and constants reach the GPU.
+        pool: from `torch.cuda.graph_pool_handle`, whose memory the graph shares.
+        stream: to capture on, by default a new one.
+        generator: whose random numbers the work draws, other ones at each replay.
+    """
+    stream = stream or torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    if not warm:
+        with torch.cuda.stream(stream):
+            work()
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    if generator is not None:
+        graph.register_generator_state(generator)
+    with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
+        result = work()
+    return graph, result
+
+
 def replayed(function: Function, *inputs: Tensor) -> tuple[Tensor, ...]:
     """`function(*inputs)`, captured as a CUDA graph at the first call with such shapes.
 
@@ -36,7 +70,7 @@ def replayed(function: Function, *inputs: Tensor) -> tuple[Tensor, ...]:
     key = (function, device, shapes)
     with _lock, torch.cuda.device(device), torch.no_grad():
         stream = torch.cuda.current_stream()
-        ready = _graphs.get(key) or _capture(key, function, inputs)
+        ready = _graphs.get(key) or _new(key, function, inputs)
         _graphs.move_to_end(key)
         stream.wait_event(ready.done)
         for place, value in zip(ready.inputs, inputs, strict=True):
@@ -47,20 +81,12 @@ def replayed(function: Function, *inputs: Tensor) -> tuple[Tensor, ...]:
     return outputs
 
 
-def _capture(key: Hashable, function: Function, inputs: tuple[Tensor, ...]) -> _Graph:
+def _new(key: Hashable, function: Function, inputs: tuple[Tensor, ...]) -> _Graph:
     while len(_graphs) >= _MOST:
         _, old = _graphs.popitem(last=False)
         old.done.synchronize()  # it may be running
         old.graph.reset()
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    graph, kept = torch.cuda.CUDAGraph(), [value.detach().clone() for value in inputs]
-    with torch.cuda.stream(side):
-        function(*kept)  # compiles, and lets libraries take their workspaces
-    side.synchronize()
-    # Other threads may go on with their own CUDA work meanwhile.
-    modes: dict[str, Any] = {"stream": side, "capture_error_mode": "thread_local"}
-    with torch.cuda.graph(graph, **modes):
-        outputs = function(*kept)
+    kept = [value.detach().clone() for value in inputs]
+    graph, outputs = capture(lambda: function(*kept))
     _graphs[key] = _Graph(graph, kept, outputs, torch.cuda.Event())
     return _graphs[key]
