@@ -11,10 +11,11 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
+from fasttracks import graphs
 from fasttracks.kernels import adjust as adjust_kernel
 from fasttracks.kernels import cholesky, fit_scale
 from fasttracks.refine import bundle as bundling
-from fasttracks.refine import cameras, graphs, positive
+from fasttracks.refine import cameras, positive
 
 
 def system(batch: int, n: int, device: torch.device) -> tuple[Tensor, Tensor]:
