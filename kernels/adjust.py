@@ -16,6 +16,7 @@ import triton.language as tl
 from fasttracks.geometry import MIN_DEPTH
 from fasttracks.kernels import adjust_cameras, adjust_points
 from fasttracks.kernels.cholesky import factor
+from fasttracks.kernels.common import follow, overlap
 
 ACCEPT = {"BLOCK": 256, "num_warps": 4, "enable_fp_fusion": True}
 
@@ -40,8 +41,10 @@ def _accept(
     N,
     blocks,
     BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Take the step, copying it, where it lowers the cost; a program for each part of a clip."""
+    follow(OVERLAP)
     programs = tl.cdiv(3 * N, BLOCK)
     b = (tl.program_id(0) // programs).to(tl.int64)
     program = tl.program_id(0) % programs
@@ -102,6 +105,7 @@ def adjust(scene, evidence, damping: torch.Tensor, iterations: int):
     dampings = damping.new_empty(iterations + 1, B)
     dampings[0] = damping
     gain = torch.zeros_like(costs[0])
+    overlapping = overlap(points.device)
 
     def cost(of: list[torch.Tensor], to: torch.Tensor, move: bool) -> None:
         adjust_points._cost[(B * blocks,)](
@@ -120,6 +124,7 @@ def adjust(scene, evidence, damping: torch.Tensor, iterations: int):
             MOVE=move,
             MIN_DEPTH=MIN_DEPTH,
             **adjust_points.LAUNCH,
+            **overlapping,
         )
 
     with torch.cuda.device_of(points):
@@ -137,6 +142,7 @@ def adjust(scene, evidence, damping: torch.Tensor, iterations: int):
                 N,
                 MIN_DEPTH=MIN_DEPTH,
                 **adjust_points.LAUNCH,
+                **overlapping,
             )
             adjust_cameras._cameras[(B * T,)](
                 *s,
@@ -150,11 +156,18 @@ def adjust(scene, evidence, damping: torch.Tensor, iterations: int):
                 N,
                 MIN_DEPTH=MIN_DEPTH,
                 **adjust_cameras.LAUNCH,
+                **overlapping,
             )
             torch.sum(focal_parts, 1, out=own[:, C - 1 :, C - 1])
             system = torch.baddbmm(own, mixed, mixed.mT, alpha=-1)
             adjust_cameras._move_cameras[(B * (T + 1),)](
-                factor(system), *s[:3], steps, *trial[:3], T, **adjust_cameras.MOVE
+                factor(system),
+                *s[:3],
+                steps,
+                *trial[:3],
+                T,
+                **adjust_cameras.MOVE,
+                **overlapping,
             )
             cost(trial, trial[3], True)
             _accept[(B * triton.cdiv(3 * N, ACCEPT["BLOCK"]),)](
@@ -170,5 +183,6 @@ def adjust(scene, evidence, damping: torch.Tensor, iterations: int):
                 N,
                 blocks,
                 **ACCEPT,
+                **overlapping,
             )
     return s, dampings[-1], gain.to(damping.dtype)

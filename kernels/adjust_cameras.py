@@ -5,6 +5,7 @@
 import triton
 import triton.language as tl
 
+from fasttracks.kernels.common import follow
 from fasttracks.kernels.geometry import (
     _apply,
     _apply_back,
@@ -57,6 +58,7 @@ def _cameras(
     N,
     MIN_DEPTH: tl.constexpr,
     TRACKS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """The cameras' own part of the system, damped, a program a camera.
 
@@ -64,6 +66,7 @@ def _cameras(
     parts (B, T, 2): of the focal length's diagonal and right-hand side, to be summed. What is held
     gets a diagonal of 1.
     """
+    follow(OVERLAP)
     b = (tl.program_id(0) // T).to(tl.int64)
     t = tl.program_id(0) % T
     frame = b * T + t
@@ -277,11 +280,13 @@ def _move_cameras(
     to_focal,
     T,
     COLUMNS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """The cameras' step x = L⁻ᵀ y from what `cholesky.factor` gives, and where it leads.
 
     steps (B, C + 1): minus the step, then 1. A program a camera, and one for the focal length.
     """
+    follow(OVERLAP)
     b = (tl.program_id(0) // (T + 1)).to(tl.int64)
     t = tl.program_id(0) % (T + 1)
     C = 6 * T + 1

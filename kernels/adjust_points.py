@@ -5,6 +5,7 @@
 import triton
 import triton.language as tl
 
+from fasttracks.kernels.common import follow
 from fasttracks.kernels.geometry import (
     _apply,
     _apply_back,
@@ -58,12 +59,14 @@ def _points(
     MIN_DEPTH: tl.constexpr,
     FRAMES: tl.constexpr,
     TRACKS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """The points' Hessians V = L Lᵀ, damped, and what couples points and cameras, W L⁻ᵀ.
 
     factors (B, 6, N): L, row by row; mixed (B, C + 1, 3, N), the points' right-hand side L⁻¹ b in
     its last row. Rows of what is held are zero. A program for a block of tracks.
     """
+    follow(OVERLAP)
     blocks = tl.cdiv(N, TRACKS)
     b = (tl.program_id(0) // blocks).to(tl.int64)
     n = tl.program_id(0) % blocks * TRACKS + tl.arange(0, TRACKS)[None, :]
@@ -209,11 +212,13 @@ def _cost(
     MIN_DEPTH: tl.constexpr,
     FRAMES: tl.constexpr,
     TRACKS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """The points' step after the cameras', dX = L⁻ᵀ (y − (W L⁻ᵀ)ᵀ x), and the cost (B, blocks).
 
     A program for a block of tracks; the first adds what belongs to the cameras.
     """
+    follow(OVERLAP)
     blocks = tl.cdiv(N, TRACKS)
     b = (tl.program_id(0) // blocks).to(tl.int64)
     block = tl.program_id(0) % blocks

@@ -11,6 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
+from fasttracks.kernels.common import follow, overlap
+
 TILE = 16
 LAUNCH = {"TILE": TILE, "num_warps": 1, "enable_fp_fusion": True}
 
@@ -45,13 +47,24 @@ def _below(system, below, rows, columns, mask, n, fresh, FIRST: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=("n", "panel"))
-def _panel(system, work, below, done, n, panel, FIRST: tl.constexpr, TILE: tl.constexpr):
+def _panel(
+    system,
+    work,
+    below,
+    done,
+    n,
+    panel,
+    FIRST: tl.constexpr,
+    TILE: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
     """Eliminate one tile's width of columns.
 
     system (B, n + 1, n + 1): S, and the right-hand side in its last row; work (B, n, n): what is
     left of S; below (B, n + 1, n): of the right-hand side and the identity, whose finished columns
     go to `done`. A program for each tile of these.
     """
+    follow(OVERLAP)
     left = tl.cdiv(n, TILE) - panel - 1
     in_triangle = left * (left + 1) // 2
     tiles_below = tl.minimum(panel + 2, tl.cdiv(n + 1, TILE))
@@ -129,12 +142,13 @@ def factor(system: torch.Tensor) -> torch.Tensor:
     work = system.new_empty(B, n, n, dtype=torch.float64)
     below, done = (system.new_empty(B, n + 1, n, dtype=torch.float64) for _ in range(2))
     tiles = triton.cdiv(n, TILE)
+    launch = {**LAUNCH, **overlap(system.device)}
     with torch.cuda.device_of(system):
         for panel in range(tiles):
             left = tiles - panel - 1
             tiles_below = min(panel + 2, triton.cdiv(n + 1, TILE))
             programs = B * (left * (left + 1) // 2 + tiles_below * (left + 1))
-            _panel[(programs,)](system, work, below, done, n, panel, FIRST=panel == 0, **LAUNCH)
+            _panel[(programs,)](system, work, below, done, n, panel, FIRST=panel == 0, **launch)
     return done
 
 

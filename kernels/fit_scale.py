@@ -5,6 +5,8 @@ import torch
 import triton
 import triton.language as tl
 
+from fasttracks.kernels.common import follow, overlap
+
 LAUNCH = {"FRAMES": 64, "TRACKS": 4, "num_warps": 2, "enable_fp_fusion": True}
 
 
@@ -21,7 +23,9 @@ def _fit_scale(
     LEAST: tl.constexpr,
     FRAMES: tl.constexpr,
     TRACKS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    follow(OVERLAP)
     blocks = tl.cdiv(N, TRACKS)
     b = (tl.program_id(0) // blocks).to(tl.int64)
     n = tl.program_id(0) % blocks * TRACKS + tl.arange(0, TRACKS)[None, :]
@@ -55,6 +59,15 @@ def fit_scale(
     out = torch.empty_like(scale)
     with torch.cuda.device_of(square):
         _fit_scale[(B * triton.cdiv(N, LAUNCH["TRACKS"]),)](
-            square, weight, scale, out, T, N, iterations, LEAST=least, **LAUNCH
+            square,
+            weight,
+            scale,
+            out,
+            T,
+            N,
+            iterations,
+            LEAST=least,
+            **LAUNCH,
+            **overlap(square.device),
         )
     return out

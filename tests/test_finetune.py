@@ -41,7 +41,7 @@ def test_fine_tuning_keeps_the_best_and_stops_early():
 
 
 @pytest.mark.gpu
-def test_fine_tuning_runs_compiled_in_bfloat16():
+def test_fine_tuning_is_replayed_in_bfloat16():
     network = fasttracks.load("base", device="cuda")
     tracks = random_tracks(20, 100).float().cuda()
     tuned, report = finetune(network, tracks, steps=50, at_once=64)

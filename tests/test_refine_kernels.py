@@ -15,7 +15,7 @@ from fasttracks import graphs
 from fasttracks.kernels import adjust as adjust_kernel
 from fasttracks.kernels import cholesky, fit_scale
 from fasttracks.refine import bundle as bundling
-from fasttracks.refine import cameras, positive
+from fasttracks.refine import cameras
 
 
 def system(batch: int, n: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -146,8 +146,7 @@ def clip(frames: int, tracks: int, device: str, seed: int = 0) -> tuple:
 
 
 @pytest.mark.gpu
-def test_replays_are_the_same_bit_for_bit_and_from_threads(monkeypatch) -> None:
-    monkeypatch.setattr(positive, "KERNELS", True)
+def test_replays_are_the_same_bit_for_bit_and_from_threads() -> None:
     clips = [clip(frames, 40, "cuda", seed) for frames in (6, 9) for seed in (0, 1)]
     first = [bundling.bundle(*c) for c in clips]
     with ThreadPoolExecutor(4) as pool:
@@ -160,8 +159,7 @@ def test_replays_are_the_same_bit_for_bit_and_from_threads(monkeypatch) -> None:
 
 
 @pytest.mark.gpu
-def test_graphs_are_bounded(monkeypatch) -> None:
-    monkeypatch.setattr(positive, "KERNELS", True)
+def test_graphs_are_bounded() -> None:
     for tracks in range(5, 6 + graphs._MOST):
         bundling.bundle(*clip(4, tracks, "cuda"))
     assert len(graphs._graphs) == graphs._MOST

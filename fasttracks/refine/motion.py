@@ -40,10 +40,11 @@ class Sight(NamedTuple):
 def adjust_motion(motion: Motion, sight: Sight, rounds: int) -> Motion:
     """Lower the cost of each track, and of each clip, in turn; no step raises it."""
     damping = torch.full_like(sight.reach, 1e-3)
+    current = cost(motion, sight)
     for _ in range(rounds):
         for _ in range(2):
-            motion, damping = _step_basis(motion, sight, damping)
-        motion = _step_coefficients(motion, sight)
+            motion, current, damping = _step_basis(motion, sight, current, damping)
+        motion, current = _step_coefficients(motion, sight, current)
     return motion
 
 
@@ -110,8 +111,10 @@ def _second_differences(frames: int, like: Tensor) -> Tensor:
     return torch.eye(frames, dtype=like.dtype, device=like.device).diff(n=2, dim=0)
 
 
-def _step_basis(motion: Motion, sight: Sight, damping: Tensor) -> tuple[Motion, Tensor]:
-    """One damped step of each track's basis."""
+def _step_basis(
+    motion: Motion, sight: Sight, current: Tensor, damping: Tensor
+) -> tuple[Motion, Tensor, Tensor]:
+    """One damped step of each track's basis; its cost and damping too, before and after."""
     c, basis = motion
     batch, bases, tracks, _ = basis.shape
     H, g = _by_point(motion, sight)
@@ -135,14 +138,15 @@ def _step_basis(motion: Motion, sight: Sight, damping: Tensor) -> tuple[Motion, 
     step = step.view(batch, tracks, bases, 3).transpose(1, 2)
 
     trial = motion._replace(basis=basis + step)
-    better = cost(trial, sight) < cost(motion, sight)
+    after = cost(trial, sight)
+    better = after < current
     basis = torch.where(better[:, None, :, None], trial.basis, basis)
     damping = torch.where(better, damping / 10, damping * 10).clamp(1e-9, 1e6)
-    return motion._replace(basis=basis), damping
+    return motion._replace(basis=basis), torch.where(better, after, current), damping
 
 
-def _step_coefficients(motion: Motion, sight: Sight) -> Motion:
-    """One step of each clip's coefficients, lightly damped."""
+def _step_coefficients(motion: Motion, sight: Sight, current: Tensor) -> tuple[Motion, Tensor]:
+    """One step of each clip's coefficients, lightly damped; the tracks' cost too."""
     c, basis = motion
     H, g = _by_point(motion, sight)
     b = basis[:, 1:].transpose(1, 2)  # (B, N, K - 1, 3)
@@ -161,5 +165,7 @@ def _step_coefficients(motion: Motion, sight: Sight) -> Motion:
     S = S + torch.diag_embed(1e-2 * diagonal + 1e-9 * diagonal.mean(-1, keepdim=True) + 1e-12)
     step = solve(S, right.flatten(1)[..., None]).view(batch, frames, free)
     trial = motion._replace(coefficients=torch.cat([c[..., :1], c[..., 1:] + step], -1))
-    better = cost(trial, sight).sum(1) < cost(motion, sight).sum(1)
-    return motion._replace(coefficients=choose(better, trial.coefficients, c))
+    after = cost(trial, sight)
+    better = after.sum(1) < current.sum(1)
+    motion = motion._replace(coefficients=choose(better, trial.coefficients, c))
+    return motion, choose(better, after, current)
