@@ -1,0 +1,182 @@
+"""The options of the program `fasttracks`."""
+
+import argparse
+from collections.abc import Callable, Mapping
+from typing import NoReturn
+
+from fasttracks import __version__
+from fasttracks.errors import InputError
+
+_Command = Callable[[str, str], argparse.ArgumentParser]
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults that say something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see '{self.prog} --help'")
+
+
+def parser(commands: Mapping[str, Callable[[argparse.Namespace], None]]) -> argparse.ArgumentParser:
+    """The program's options; `run` of what it parses is the command's function, from `commands`.
+
+    It raises InputError where the options are at fault.
+    """
+    program = _Parser(prog="fasttracks", description="Point tracks to cameras and 4D points.")
+    program.add_argument("--version", action="version", version=f"fasttracks {__version__}")
+    subparsers = program.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        sub = subparsers.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            formatter_class=_Help,
+        )
+        sub.set_defaults(run=commands[name])
+        return sub
+
+    sub = command("demo", "reconstruct the bundled tracks of a real clip; needs nothing")
+    sub.add_argument(
+        "-o", "--output", default="fasttracks-demo", metavar="FOLDER", help="where to write"
+    )
+    _model_options(sub)
+
+    sub = command("track", "follow points through a video and write a track file")
+    sub.add_argument("input", metavar="VIDEO")
+    _output_options(sub, "VIDEO-tracks.npz")
+    _video_options(sub)
+    sub.add_argument("--device", default="auto", help="of cotracker: auto, cpu, cuda, cuda:1")
+
+    sub = command("reconstruct", "turn tracks or a video into cameras and 4D points")
+    sub.add_argument("input", metavar="TRACKS|VIDEO", help="a track file (.npz) or a video")
+    _output_options(sub, "INPUT-reconstruction.npz, a picture and a page beside it")
+    sub.add_argument("--open", action="store_true", help="open the page in a browser")
+    _model_options(sub)
+    _video_options(sub)
+
+    _add_viewing(command)
+
+    sub = command("convert", "turn a released TracksTo4D checkpoint (.pt) into a weights file")
+    sub.add_argument("input", metavar="CHECKPOINT")
+    _output_options(sub, "CHECKPOINT.safetensors")
+    sub.add_argument(
+        "--precision", default="fp32", choices=("fp32", "fp16", "bf16"), help="of the weights"
+    )
+    sub.add_argument(
+        "--predicts-focal",
+        action="store_true",
+        help="the checkpoint was trained to correct the focal length",
+    )
+
+    _add_training(command)
+
+    sub = command("info", "say what a track file, reconstruction or weights file holds")
+    sub.add_argument("input", metavar="FILE", help="a file, or a shipped model's name")
+
+    sub = command("bench", "check the forward's accuracy on this machine, then time it")
+    sub.add_argument(
+        "sizes", nargs="*", metavar="TRACKSxFRAMES", help="such as 256x50; else the usual ones"
+    )
+    sub.add_argument("--calls", type=int, default=100, help="timed, of each size")
+    _network_options(sub)
+    sub.add_argument("--backend", default="auto", help="auto, triton, torch")
+
+    sub = command("tune", "find the kernel launches that are fastest on this GPU, in half a minute")
+    sub.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="for FASTTRACKS_LAUNCHES to name; else the user's cache, where it is found by itself",
+    )
+    _network_options(sub)
+
+    command("env", "print versions and devices, for a bug report")
+    return program
+
+
+def _add_viewing(command: _Command) -> None:
+    from fasttracks.export import FORMATS
+
+    sub = command("view", "write a page that shows a reconstruction in any browser")
+    sub.add_argument("input", metavar="RECONSTRUCTION", help="as 'reconstruct' writes it (.npz)")
+    sub.add_argument("--video", metavar="VIDEO", help="that it was made from, to show its frames")
+    _output_options(sub, "RECONSTRUCTION.html")
+    sub.add_argument("--open", action="store_true", help="open the page in a browser")
+    sub.add_argument(
+        "--rerun", action="store_true", help="open it in Rerun instead; with -o, write an .rrd file"
+    )
+
+    sub = command("export", "write a reconstruction as a file that other programs read")
+    sub.add_argument("input", metavar="RECONSTRUCTION", help="as 'reconstruct' writes it (.npz)")
+    formats = "; ".join(f"{name}: {form.text}" for name, form in FORMATS.items())
+    sub.add_argument("format", metavar="FORMAT", help=formats)
+    _output_options(sub, "named like RECONSTRUCTION")
+
+
+def _add_training(command: _Command) -> None:
+    sub = command("train", "train weights on generated scenes, or on tracks without truth")
+    sub.add_argument(
+        "-o", "--output", required=True, metavar="FOLDER", help="a run that is there goes on"
+    )
+    sub.add_argument(
+        "--data", metavar="FOLDER", help="with mocap_cmu.npz and camera_paths.npz, if any"
+    )
+    sub.add_argument("--tracks", metavar="FOLDER", help="train on these track files, without truth")
+    sub.add_argument("--weights", default="base", help="to start from: a name, a file, or 'none'")
+    sub.add_argument("--steps", type=int, default=20_000)
+    sub.add_argument("--minutes", type=float, help="stop after this long, to go on later")
+    sub.add_argument("--validation-clips", type=int, default=64, help="of each of three kinds")
+    sub.add_argument("--learning-rate", type=float, default=4e-4)
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+
+    sub = command("evaluate", "judge a model on a folder of clips with truth")
+    sub.add_argument(
+        "input", metavar="FOLDER", help="of clips as fasttracks.evaluation.save_clip writes them"
+    )
+    _network_options(sub)
+    _refine_option(sub)
+
+
+def _output_options(sub: argparse.ArgumentParser, default: str) -> None:
+    sub.add_argument("-o", "--output", metavar="FILE", help=f"where to write, else here: {default}")
+    sub.add_argument("--force", action="store_true", help="replace the output if it exists")
+
+
+def _network_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--model", default="base", help="a shipped name or a weights file")
+    sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    sub.add_argument("--precision", default="auto", help="auto, fp32, fp16, bf16")
+
+
+def _model_options(sub: argparse.ArgumentParser) -> None:
+    _network_options(sub)
+    sub.add_argument("--focal", type=float, metavar="PX", help="focal length in pixels, if known")
+    _refine_option(sub)
+
+
+def _refine_option(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--refine",
+        default="none",
+        choices=("none", "bundle", "finetune"),
+        help="bundle: adjust cameras and points; finetune: tune a copy of the model to the clip",
+    )
+
+
+def _video_options(sub: argparse.ArgumentParser) -> None:
+    video = sub.add_argument_group("video")
+    video.add_argument("--tracker", default="klt", help="klt or cotracker")
+    video.add_argument("--checkpoint", metavar="FILE", help="CoTracker's weights")
+    video.add_argument("--start", type=float, default=0.0, metavar="SECONDS", help="skip these")
+    video.add_argument("--frames", type=int, default=50, help="read at most this many")
+    video.add_argument("--every", type=int, default=1, metavar="N", help="take every Nth frame")
+    video.add_argument(
+        "--max-size", type=int, default=1024, metavar="PX", help="shrink the longer side to this"
+    )
