@@ -33,6 +33,7 @@ class Bodies(NamedTuple):
     shape: Tensor  # (B, S, J, 3) length, radius at the start, at the end
     flatness: Tensor  # (B, S, J, 2)
     parent: Tensor  # (B, S, J) int64, J for the root
+    skin: Tensor  # (B, S) int64 the reliefs that they wear
 
 
 def animate(
@@ -142,7 +143,7 @@ def _creatures(
     hop = (gait / 2).sin().abs() * (jump * size * draw.uniform((0.1, 0.6), *lead))[..., None]
     floor = _lowest(rotation, position, shape)
     shift = torch.cat([path, (hop - floor)[..., None]], -1)
-    return Bodies(rotation, position + shift[..., None, :], shape, flatness, s.parent)
+    return Bodies(rotation, position + shift[..., None, :], shape, flatness, s.parent, s.skin)
 
 
 def _vary(draw: Draw, s: Skeletons, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -214,12 +215,13 @@ def _people(draw: Draw, people: People, times: Tensor, size: Tensor) -> Bodies:
     rotation = orthonormal(at_times(people.rotation, where))
     position = at_times(people.position, where)
     scale = size / 1.6
-    shape = people.shape * (0.05 * draw.normal(*lead, BONES, 1)).exp() * scale[..., None, None]
+    who = draw.index(len(people.skin), *lead)
+    shape = people.shape[who] * (0.05 * draw.normal(*lead, BONES, 1)).exp() * scale[..., None, None]
     fat = (0.15 * draw.normal(*lead, 1, 1)).exp()
-    length, radii = people.shape[:, :1] * scale[..., None, None], shape[..., 1:] * fat
+    length, radii = people.shape[who][..., :1] * scale[..., None, None], shape[..., 1:] * fat
     radii = torch.minimum(radii, radii.flip(-1) + 0.9 * length)
     shape = torch.cat([length, radii], -1)
-    flatness = people.flatness * (0.08 * draw.normal(*lead, BONES, 2)).exp()
+    flatness = people.flatness[who] * (0.08 * draw.normal(*lead, BONES, 2)).exp()
 
     centre = position[..., :1, :].mean(2, keepdim=True) * constant((1, 1, 0), draw.device)
     position = (position - centre) * scale[..., None, None, None]
@@ -227,14 +229,16 @@ def _people(draw: Draw, people: People, times: Tensor, size: Tensor) -> Bodies:
     floor = _lowest(rotation, position, shape).amin(-1)[..., None, None]
     position = position - floor[..., None] * constant((0, 0, 1), draw.device)
 
-    mirror = draw.sign(*lead)[..., None, None, None]
+    left = draw.sign(*lead)
+    skin = torch.where(left > 0, people.skin[who], people.mirrored[who])
+    mirror = left[..., None, None, None]
     flip = torch.cat([torch.ones_like(mirror), mirror, torch.ones_like(mirror)], -1)
     turn = upright(2 * math.pi * draw.unit(*lead))[:, :, None, None]
-    # A reflection on both sides keeps a rotation proper, and a bone's own side is symmetric.
+    # A reflection on both sides keeps a rotation proper; the skin is mirrored on its own.
     rotation = multiply(turn, flip[..., :, None] * rotation * _own_mirror(mirror))
     position = rotate(turn, position * flip)
     parent = people.parent.expand(*lead, -1)
-    return Bodies(rotation, position, shape, flatness, parent)
+    return Bodies(rotation, position, shape, flatness, parent, skin)
 
 
 def _own_mirror(mirror: Tensor) -> Tensor:

@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, pad
 
+from fasttracks.training import skins
 from fasttracks.training.sampling import frame_along, multiply, orthonormal, rotate_back
 from fasttracks.training.skeletons import BONES, Skeletons, build
 
 SPLITS = ("train", "validation")
-_SKELETONS = 160  # 20 of each kind
+_SKELETONS = 200  # 20 of each kind
 
 
 class _Bone(NamedTuple):
@@ -23,30 +24,28 @@ class _Bone(NamedTuple):
     parent: str
     start: str  # joints; those that weren't recorded are "top" of the head and "toe"
     end: str
-    radii: tuple[float, float]  # at its ends, in metres
-    flatness: tuple[float, float] = (1.0, 1.0)  # stretch of the cross-section
 
 
 _TRUNK = (
-    _Bone("pelvis", "", "hip", "abdomen", (0.12, 0.115), (1.35, 0.95)),
-    _Bone("belly", "pelvis", "abdomen", "chest", (0.115, 0.12), (1.3, 0.95)),
-    _Bone("chest", "belly", "chest", "neck", (0.13, 0.09), (1.35, 1.0)),
-    _Bone("neck", "chest", "neck", "head", (0.055, 0.055)),
-    _Bone("head", "neck", "head", "top", (0.085, 0.09), (0.9, 1.1)),
+    _Bone("pelvis", "", "hip", "abdomen"),
+    _Bone("belly", "pelvis", "abdomen", "chest"),
+    _Bone("chest", "belly", "chest", "neck"),
+    _Bone("neck", "chest", "neck", "head"),
+    _Bone("head", "neck", "head", "top"),
 )
 
 
 def _limbs(side: str) -> tuple[_Bone, ...]:
     s = side
     return (
-        _Bone(s + "Collar", "chest", s + "Collar", s + "Shldr", (0.07, 0.065)),
-        _Bone(s + "Arm", s + "Collar", s + "Shldr", s + "ForeArm", (0.055, 0.043)),
-        _Bone(s + "ForeArm", s + "Arm", s + "ForeArm", s + "Hand", (0.043, 0.028)),
-        _Bone(s + "Hand", s + "ForeArm", s + "Hand", s + "Mid2", (0.035, 0.022), (1.1, 0.6)),
-        _Bone(s + "Hip", "pelvis", s + "Buttock", s + "Thigh", (0.1, 0.095)),
-        _Bone(s + "Thigh", s + "Hip", s + "Thigh", s + "Shin", (0.088, 0.06)),
-        _Bone(s + "Shin", s + "Thigh", s + "Shin", s + "Foot", (0.058, 0.036)),
-        _Bone(s + "Foot", s + "Shin", s + "Foot", "toe", (0.045, 0.03), (1.0, 0.8)),
+        _Bone(s + "Collar", "chest", s + "Collar", s + "Shldr"),
+        _Bone(s + "Arm", s + "Collar", s + "Shldr", s + "ForeArm"),
+        _Bone(s + "ForeArm", s + "Arm", s + "ForeArm", s + "Hand"),
+        _Bone(s + "Hand", s + "ForeArm", s + "Hand", s + "Mid2"),
+        _Bone(s + "Hip", "pelvis", s + "Buttock", s + "Thigh"),
+        _Bone(s + "Thigh", s + "Hip", s + "Thigh", s + "Shin"),
+        _Bone(s + "Shin", s + "Thigh", s + "Shin", s + "Foot"),
+        _Bone(s + "Foot", s + "Shin", s + "Foot", s + "toe"),
     )
 
 
@@ -55,13 +54,18 @@ _PERSON = (*_TRUNK, *_limbs("r"), *_limbs("l"))
 
 @dataclass
 class People:
-    """Recorded motion: J = BONES bones in F frames of all recordings, 30 a second, in metres."""
+    """Recorded motion: J = BONES bones in F frames of all recordings, 30 a second, in metres.
+
+    P skins can be worn with it.
+    """
 
     rotation: Tensor  # (F, J, 3, 3) to the world, z up; bones run along z
     position: Tensor  # (F, J, 3)
     parent: Tensor  # (J,) int64, J for the root
-    shape: Tensor  # (J, 3) length, radius at the start, at the end
-    flatness: Tensor  # (J, 2)
+    shape: Tensor  # (P, J, 3) length, radius at the start, at the end
+    flatness: Tensor  # (P, J, 2)
+    skin: Tensor  # (P,) int64 which of the reliefs a skin has, and mirrored:
+    mirrored: Tensor  # (P,)
     first: Tensor  # (C,) the recordings' first frames
     count: Tensor  # (C,) and how many they have
 
@@ -85,6 +89,7 @@ class Library:
     skeletons: Skeletons
     people: People | None
     paths: Paths | None
+    reliefs: Tensor  # (K, J, R, S) of `skins`
     names: tuple[str, ...]  # of the recordings in it
 
     @property
@@ -112,7 +117,14 @@ def load(data: str | Path | None, split: str, device: str | torch.device) -> Lib
         paths, used = _load_paths(file, held_out)
         names += used
     skeletons = build(_SKELETONS, seed=SPLITS.index(split))
-    return Library(split, _to(skeletons, device), _to(people, device), _to(paths, device), names)
+    return Library(
+        split,
+        _to(skeletons, device),
+        _to(people, device),
+        _to(paths, device),
+        skins.reliefs(BONES).to(device),
+        names,
+    )
 
 
 def _to(record: Any, device: str | torch.device) -> Any:
@@ -138,6 +150,14 @@ def _load_people(file: Path, held_out: bool) -> tuple[People, tuple[str, ...]]:
     joints = joints[..., [2, 0, 1]]  # z up
     place = dict(zip(names, joints.unbind(1), strict=True))
 
+    # The first frame is a skin at rest: how the recorded bones' frames are turned in it says how
+    # they are to be turned so that the skin fits.
+    worn = [skin for name, skin in skins.load().items() if name.startswith("person")]
+    rest = {"leftEye": torch.tensor([0, 0.03, 2]), "rightEye": torch.tensor([0, -0.03, 2])}
+    for bone, start, end in zip(_PERSON, worn[0].start, worn[0].end, strict=True):
+        rest |= {bone.start: start, bone.end: end}
+    place = {name: torch.cat([rest[name][None], at]) for name, at in place.items() if name in rest}
+
     hips = place["lThigh"] - place["rThigh"]
     shoulders = place["lShldr"] - place["rShldr"]
     eyes = place["leftEye"] - place["rightEye"]
@@ -146,40 +166,54 @@ def _load_people(file: Path, held_out: bool) -> tuple[People, tuple[str, ...]]:
     forward = torch.linalg.cross(hips, hips.new_tensor([0, 0, 1.0]).expand_as(hips))
 
     rotations: dict[str, Tensor] = {}
-    shapes = []
+    lengths = []
     for bone in _PERSON:
         parent = rotations.get(bone.parent, torch.eye(3))
-        if bone.end == "toe":  # not recorded: fixed to the shin, forward on average and down
+        if bone.end not in place:  # a toe, fixed to the shin, forward on average and down
             ahead = normalize(rotate_back(parent, forward), dim=-1).mean(0)
             ahead = normalize(ahead * torch.tensor([1, 1, 0]), dim=0) + torch.tensor([0, 0, 0.25])
             side = torch.linalg.cross(ahead, torch.tensor([0, 0, 1.0]))
             rotation = multiply(parent, frame_along(ahead, side).expand_as(parent))
-            length = 0.17
+            lengths.append(0.17)
         else:
             axis = place[bone.end] - place[bone.start]
-            length = float(axis.norm(dim=-1).median())
+            lengths.append(float(axis[1:].norm(dim=-1).median()))
             if bone.name in sides:
                 rotation = frame_along(axis, sides[bone.name])
             else:
                 rotation = _swing(parent, normalize(axis, dim=-1))
         rotations[bone.name] = rotation
-        a, b = bone.radii
-        shapes.append((length, a, min(max(b, a - 0.9 * length), a + 0.9 * length)))
+    rotation = torch.stack([*rotations.values()], 1)
+    side = skins.rest_frames(worn[0].end - worn[0].start)[..., 0]
+    up = torch.tensor([0, 0, 1.0]).expand_as(side)
+    rotation = multiply(rotation[1:], frame_along(up, rotate_back(rotation[0], side)))
 
     # All skeletons have BONES bones; the rest are specks in the hip.
     names = [bone.name for bone in _PERSON]
     parents = [names.index(bone.parent) if bone.parent else BONES for bone in _PERSON]
     empty = BONES - len(_PERSON)
+    position = torch.stack([place[b.start][1:] for b in _PERSON], 1)
+    shape = torch.stack([_dress(skin, torch.tensor(lengths)) for skin in worn])
+    speck = torch.tensor([1e-3, 1e-4, 1e-4]).expand(len(worn), empty, 3)
+    which = torch.tensor([skins.index(name) for name in skins.load() if name.startswith("person")])
     counts = torch.tensor([len(clip) for clip in clips])
     return People(
-        rotation=torch.stack([*rotations.values(), *[rotations["pelvis"]] * empty], 1),
-        position=torch.stack([place[b.start] for b in _PERSON] + [place["hip"]] * empty, 1),
+        rotation=torch.cat([rotation, rotation[:, :1].expand(-1, empty, 3, 3)], 1),
+        position=torch.cat([position, position[:, :1].expand(-1, empty, 3)], 1),
         parent=torch.tensor(parents + [0] * empty),
-        shape=torch.tensor(shapes + [(1e-3, 1e-4, 1e-4)] * empty),
-        flatness=torch.tensor([bone.flatness for bone in _PERSON] + [(1.0, 1.0)] * empty),
+        shape=torch.cat([shape, speck], 1),
+        flatness=pad(torch.stack([skin.flatness for skin in worn]), (0, 0, 0, empty), value=1.0),
+        skin=which,
+        mirrored=which + len(skins.load()),
         first=counts.cumsum(0) - counts,
         count=counts,
     ), tuple(used)
+
+
+def _dress(skin: skins.Skin, lengths: Tensor) -> Tensor:
+    """Lengths (J,) of recorded bones and, to their measure, the radii of a skin's: (J, 3)."""
+    a, b = (skin.radii * lengths.sum() / (skin.end - skin.start).norm(dim=-1).sum()).unbind(-1)
+    return torch.stack([lengths, a, b.clamp(a - 0.9 * lengths, a + 0.9 * lengths)], -1)
 
 
 def _swing(parent: Tensor, axis: Tensor) -> Tensor:

@@ -7,14 +7,16 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from fasttracks.geometry import MIN_DEPTH
-from fasttracks.training import places
+from fasttracks.training import places, skins
 from fasttracks.training.casting import first_hit
 from fasttracks.training.sampling import Draw, constant, pick_frames, rotate, rotate_back
+from fasttracks.training.skeletons import BONES
 from fasttracks.training.stage import BODY_BONES, Lens, Scene
 from fasttracks.training.variety import Variety
 
 _EVERY = 20  # frames between the grids of queries, as `trackers.grid_queries` starts them
 _GRIDS = 5
+_SUNK = 0.5  # of its radius, skin that is under the rounded cone on a line of sight
 _CELLS = 24  # of the finest grid, each way, or more where tracks are more
 
 
@@ -95,11 +97,16 @@ def attach(
     eye = pick_frames(scene.position, query)
     depth, solid = first_hit(solids, scene.planes, query, eye, ray)
 
-    # Relief: a smooth pattern that lifts surfaces towards the camera of the query, whose ray
-    # still meets them in the same pixel.
     still = torch.eye(3, device=draw.device).expand(clips, frames, 1, 3, 3)
     rotation = torch.cat([solids.rotation, still], 2)
     position = pad(solids.position, (0, 0, 0, 1))
+    clip = torch.arange(clips, device=draw.device)[:, None]
+    there = clip, query, solid
+    local = rotate_back(rotation[there], eye + depth[..., None] * ray - position[there])
+    local, sunk = _on_skin(scene, solid, local)
+    point = rotate(rotation[there], local) + position[there]
+
+    # Relief: a smooth pattern that lifts surfaces towards the camera of the query.
     radius = torch.cat(
         [
             solids.cones[..., 1],
@@ -108,15 +115,10 @@ def attach(
         ],
         1,
     ).gather(1, solid)
-    clip = torch.arange(clips, device=draw.device)[:, None]
-    local = rotate_back(
-        rotation[clip, query, solid], eye + depth[..., None] * ray - position[clip, query, solid]
-    )
     waves = rotate(draw.normal(clips, 1, 3, 3) * 4, local / radius[..., None])
     pattern = (waves + 6 * draw.unit(clips, 1, 3)).sin().mean(-1) * 0.5 + 0.5
     lift = draw.uniform(variety.relief, clips, 1) * radius * pattern
-    depth = depth - (lift / ray.norm(dim=-1)).minimum(0.1 * depth)
-    point = eye + depth[..., None] * ray
+    point = point - (lift / ray.norm(dim=-1)).minimum(0.1 * depth)[..., None] * ray
 
     parents = pad(scene.parent, (0, 1), value=count)
     parent = parents.gather(1, solid)
@@ -140,5 +142,23 @@ def attach(
     every = torch.arange(count, device=draw.device)
     near = (solid[..., None] == every) | (parent[..., None] == every)
     near = near | (scene.parent[:, None] == solid[..., None])
-    deep = pad(0.4 * solids.cones[..., 1:].amin(-1), (0, count - solids.cones.shape[1]))
-    return points, near * (soft * deep)[:, None]
+    slack = (soft[..., None] * 0.4).maximum(sunk[..., None])
+    thin = pad(solids.cones[..., 1:].amin(-1), (0, count - solids.cones.shape[1]))
+    return points, near * slack * thin[:, None]
+
+
+def _on_skin(scene: Scene, solid: Tensor, local: Tensor) -> tuple[Tensor, Tensor]:
+    """Places (B, N, 3) on solids (B, N), in the solids' frames, moved to their skins.
+
+    Also how deep inside they may then be along a line of sight (B, N), in radii.
+    """
+    bare = solid >= BODY_BONES
+    bone = torch.where(bare, 0, solid)
+    skin = scene.skin.gather(1, bone // BONES)
+    reliefs = scene.reliefs.flatten(0, 1)
+    cones = pick_frames(scene.solids.cones, bone)
+    scale = pick_frames(scene.solids.scale, bone)
+    skin = torch.where(bare, 0, skin)
+    moved = skins.lay(reliefs, skin * BONES + bone % BONES, cones, local, scale)
+    dressed = skin > 0
+    return torch.where(dressed[..., None], moved, local), dressed * _SUNK

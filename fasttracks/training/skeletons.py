@@ -5,18 +5,22 @@ Bodies face +x with +y to their left and +z up, and are about one unit long.
 
 import math
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fasttracks.training.sampling import frame_along
+from fasttracks.training import skins
 
 BONES = 32
 TRUNK, LEG, HEAD, TAIL = range(4)  # parts whose size varies together
 SIDE, UP = (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)
-_KINDS = ("quadruped", "quadruped", "rodent", "rodent", "person", "insect", "snake", "tree")
+_KINDS = (
+    *("quadruped", "quadruped", "rodent", "rodent", "person", "insect", "snake", "tree"),
+    *("dog", "rat"),
+)
 
 
 @dataclass
@@ -33,6 +37,7 @@ class Skeletons:
     wiggle: Tensor  # (S, J) how freely it moves otherwise, radians
     part: Tensor  # (S, J) int64
     leg: Tensor  # (S,) length of a leg, 0 without
+    skin: Tensor  # (S,) int64 which of `skins.reliefs` it wears
 
 
 class _Builder:
@@ -85,7 +90,7 @@ class _Builder:
     def end(self, bone: int) -> np.ndarray:
         return self.bones[bone][2]
 
-    def build(self, leg: float) -> dict[str, Tensor]:
+    def build(self, leg: float, skin: int = 0) -> dict[str, Tensor]:
         blank: tuple[Any, ...] = (0, np.zeros(3), np.array([0, 0, 1e-3]), 1e-3, 1e-4, 1e-4)
         blank += (TRUNK, (1.0, 1.0), 0.0, SIDE, (0.0, 0.0, 0.0), 0.0)
         bones = self.bones + [blank] * (BONES - len(self.bones))
@@ -94,9 +99,7 @@ class _Builder:
         )
         start[len(self.bones) :] = start[0]
         axis = torch.where((length <= 1e-3)[:, None], start.new_tensor(UP), end - start)
-        lateral = axis[:, 1].abs() > 0.9 * axis.norm(dim=-1)
-        side = torch.where(lateral[:, None], start.new_tensor(UP), start.new_tensor(SIDE))
-        world = frame_along(axis, side)
+        world = skins.rest_frames(axis)
         inverse = world.mT[parent.clamp(max=BONES - 1)]
         root = parent < 0
         rotation = torch.where(root[:, None, None], world, inverse @ world)
@@ -112,6 +115,7 @@ class _Builder:
             "wiggle": wiggle,
             "part": part,
             "leg": torch.tensor(leg),
+            "skin": torch.tensor(skin),
         }
 
 
@@ -175,83 +179,134 @@ def _four_legs(
 ) -> dict[str, Tensor]:
     height, j = leg, b.jitter
     flat = (j(0.85), j(1.05))
-    # The spine bends sideways and up and down; it runs from the pelvis to the shoulders.
+    places: list[tuple[Any, ...]] = []  # start, end, radii and flatness of `_FOUR_LEGGED`
+    # The spine runs from the pelvis to the shoulders.
     x, z = np.linspace(-0.5, 0.5, 4), height + hunch * np.array([0.2, 1, 0.8, 0])
+    spine = [_at(*place) for place in zip(x, [0] * 4, z, strict=True)]
     radii = [j(girth), j(girth * 1.05), j(girth), j(girth * 0.95)]
-    spine = -1
-    pelvis = 0
-    for i in range(3):
-        spine = b.bone(
-            spine,
-            _at(x[i], 0, z[i]),
-            _at(x[i + 1], 0, z[i + 1]),
-            (radii[i], radii[i + 1]),
-            flatness=flat,
-            swing=0.0 if i == 0 else 0.08,
-            about=UP if i == 1 else SIDE,
-            phase=(0.5, 0, 0),
-            wiggle=0.05 if i == 0 else 0.15,
-        )
-    chest = spine
+    places += zip(spine, spine[1:], zip(radii, radii[1:], strict=False), [flat] * 3, strict=False)
+
+    plain = (1.0, 1.0)
     step = _at(math.cos(neck_angle), 0, math.sin(neck_angle)) * neck / 2
-    head = b.chain(
-        chest,
-        b.end(chest),
-        [step, step],
-        [girth * 0.75, j(girth * 0.6), j(girth * 0.55)],
-        part=HEAD,
-        wiggle=0.2,
-    )
+    radii = [girth * 0.75, j(girth * 0.6), j(girth * 0.55)]
+    middle, top = spine[-1] + step, spine[-1] + 2 * step
+    places += [(spine[-1], middle, radii[:2], plain), (middle, top, radii[1:], plain)]
     tilt = math.radians(b.rng.uniform(-40, 10))
-    nose = _at(math.cos(tilt), 0, math.sin(tilt))
-    top = b.end(head)
-    head = b.bone(head, top, top + nose * skull / 2, (skull * 0.38, skull * 0.33), HEAD, wiggle=0.3)
-    b.bone(head, b.end(head), top + nose * skull, (skull * 0.26, skull * 0.14), HEAD, wiggle=0.0)
+    nose = _at(math.cos(tilt), 0, math.sin(tilt)) * skull
+    places.append((top, top + nose / 2, (skull * 0.38, skull * 0.33), plain))
+    places.append((top + nose / 2, top + nose, (skull * 0.26, skull * 0.14), plain))
     for side in (-1, 1):
         ear = top + _at(0, side * skull * 0.25, skull * 0.25)
         tip = ear + _at(-0.05, side * 0.2, j(0.35, 0.3)) * skull
-        b.bone(head, ear, tip, (skull * 0.12, skull * 0.04), HEAD, flatness=(1.0, 0.5), wiggle=0.1)
+        places.append((ear, tip, (skull * 0.12, skull * 0.04), (1.0, 0.5)))
+
+    start = _at(-0.52, 0, z[0] + girth * 0.3)
     step = _at(-math.cos(tail_angle), 0, math.sin(tail_angle)) * tail / 4
-    b.chain(
-        pelvis,
-        _at(-0.52, 0, z[0] + girth * 0.3),
-        [step, step * [1, 1, 0.8], step * [1, 1, 0.5], step * [1, 1, 0.3]],
-        list(np.linspace(tail_radius, tail_radius * 0.5, 5)),
-        part=TAIL,
-        swing=0.15,
-        about=UP,
-        wiggle=0.3,
-    )
+    radii = list(np.linspace(tail_radius, tail_radius * 0.5, 5))
+    for i, droop in enumerate((1, 0.8, 0.5, 0.3)):
+        end = start + step * [1, 1, droop]
+        places.append((start, end, radii[i : i + 2], plain))
+        start = end
+
     thickness = j(0.25 * girth + 0.03)
     for rear in (0, 1):
         bend = j(0.25, 0.3) * (1 if rear else -1)
         for side in (-1, 1):
             foot = height * np.array([0.45, 0.4, 0.15])
-            hip = _at(-0.45 if rear else 0.45, side * girth * 0.55, height - 0.05)
             steps = [
                 _at(bend * foot[0], 0, -foot[0]),
                 _at(-1.6 * bend * foot[1], 0, -foot[1]),
                 _at(0.5 * bend * foot[2], 0, -foot[2]),
+                _at(thickness * 1.2, 0, -thickness * 0.2),
             ]
-            radii = [thickness * 1.5, thickness, thickness * 0.6, thickness * 0.55]
-            bone = pelvis if rear else chest
-            swings, lags = (0.5, 0.5, 0.3), (0.0, 1.3, 2.0)
-            start = hip
-            for k in range(3):
-                bone = b.bone(
-                    bone,
-                    start,
-                    start + steps[k],
-                    (radii[k], radii[k + 1]),
-                    LEG,
-                    swing=swings[k],
-                    phase=(lags[k], math.pi * rear, math.pi * (side > 0)),
-                    wiggle=0.06,
-                )
-                start = start + steps[k]
-            paw = _at(thickness * 1.2, 0, -thickness * 0.2)
-            b.bone(bone, start, start + paw, (thickness * 0.55, thickness * 0.5), LEG, wiggle=0.05)
-    return b.build(leg)
+            radii = [thickness * share for share in (1.5, 1, 0.6, 0.55, 0.5)]
+            start = _at(-0.45 if rear else 0.45, side * girth * 0.55, height - 0.05)
+            for k, step in enumerate(steps):
+                places.append((start, start + step, radii[k : k + 2], plain))
+                start = start + step
+    return _on_four_legs(b, places, leg)
+
+
+def _on_four_legs(
+    b: _Builder, places: list[tuple[Any, ...]], leg: float, skin: int = 0
+) -> dict[str, Tensor]:
+    """A creature that moves as all on four legs do, from its bones' starts, ends, radii and
+    flatness in the order of `_FOUR_LEGGED`.
+    """
+    for (_, parent, motion), (start, end, radii, flatness) in zip(
+        _FOUR_LEGGED, places, strict=True
+    ):
+        b.bone(parent, start, end, tuple(radii), flatness=tuple(flatness), **motion)
+    return b.build(leg, skin)
+
+
+def _four_legged() -> list[tuple[str, int, dict[str, Any]]]:
+    """Name, parent and motion of the bones of what goes on four legs."""
+    bones: list[tuple[str, int, dict[str, Any]]] = []
+
+    def add(name: str, parent: str, **motion: Any) -> None:
+        names = [bone[0] for bone in bones]
+        bones.append((name, names.index(parent) if parent else -1, motion))
+
+    # The spine bends sideways and up and down.
+    lag = (0.5, 0, 0)
+    add("trunk0", "", wiggle=0.05, phase=lag)
+    add("trunk1", "trunk0", wiggle=0.15, phase=lag, swing=0.08, about=UP)
+    add("trunk2", "trunk1", wiggle=0.15, phase=lag, swing=0.08)
+    add("neck0", "trunk2", part=HEAD, wiggle=0.2)
+    add("neck1", "neck0", part=HEAD, wiggle=0.2)
+    add("skull", "neck1", part=HEAD, wiggle=0.3)
+    add("snout", "skull", part=HEAD, wiggle=0.0)
+    for side in "RL":
+        add("ear" + side, "skull", part=HEAD, wiggle=0.1)
+    for i in range(4):
+        parent = f"tail{i - 1}" if i else "trunk0"
+        add(f"tail{i}", parent, part=TAIL, swing=0.15, about=UP, wiggle=0.3)
+    limbs = (
+        ("trunk2", ("upper_arm", "lower_arm", "hand", "finger")),
+        ("trunk0", ("upper_leg", "lower_leg", "foot", "toe")),
+    )
+    for rear, (trunk, limb) in enumerate(limbs):
+        for left, side in enumerate("RL"):
+            parent = trunk
+            for part, swing, lag_of in zip(limb, (0.5, 0.5, 0.3), (0.0, 1.3, 2.0), strict=False):
+                phase = (lag_of, math.pi * rear, math.pi * left)
+                name = f"{part}_{side}"
+                add(name, parent, part=LEG, swing=swing, phase=phase, wiggle=0.06)
+                parent = name
+            add(f"{limb[-1]}_{side}", parent, part=LEG, wiggle=0.05)
+    return bones
+
+
+_FOUR_LEGGED = _four_legged()
+
+
+def _measured(b: _Builder, name: str) -> dict[str, Tensor]:
+    """A body as it was measured, its parts longer or shorter and all of it thicker or thinner."""
+    skin = skins.load()[name]
+    rows = [skin.names.index(bone) for bone, _, _ in _FOUR_LEGGED]
+    start, end, radii, flatness = (
+        values[rows].double().numpy()
+        for values in (skin.start, skin.end, skin.radii, skin.flatness)
+    )
+    # A unit is the trunk's length, as in the others; they stand on the ground at 0.
+    unit = float(np.linalg.norm(end[:3] - start[:3], axis=1).sum())
+    low = float(np.minimum(start[:, 2], end[:, 2]).min())
+    factors = [b.jitter(1.0, 0.08) for _ in range(4)]
+    girth = b.jitter(1.0, 0.1)
+    places: list[tuple[Any, ...]] = []
+    for i, (_, parent, motion) in enumerate(_FOUR_LEGGED):
+        longer = factors[motion.get("part", TRUNK)]
+        if parent < 0:
+            begin = (start[i] - [0, 0, low]) / unit
+        else:
+            along = factors[_FOUR_LEGGED[parent][2].get("part", TRUNK)]
+            begin = places[parent][0] + along * (start[i] - start[parent]) / unit
+        step = longer * (end[i] - start[i]) / unit
+        places.append((begin, begin + step, longer * girth * radii[i] / unit, flatness[i]))
+    hips = [i for i, (bone, _, _) in enumerate(_FOUR_LEGGED) if bone == "upper_leg_R"]
+    leg = factors[LEG] * (start[hips[0], 2] - low) / unit
+    return _on_four_legs(b, places, leg, skins.index(name))
 
 
 def _person(b: _Builder) -> dict[str, Tensor]:
@@ -393,4 +448,6 @@ _BUILD = {
     "insect": _insect,
     "snake": _snake,
     "tree": _tree,
+    "dog": partial(_measured, name="dog"),
+    "rat": partial(_measured, name="rat"),
 }

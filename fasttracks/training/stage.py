@@ -51,6 +51,8 @@ class Scene:
     solids: Solids
     planes: Planes
     parent: Tensor  # (B, M) int64 the solid whose skin a solid's blends into, or itself
+    reliefs: Tensor  # (K, J, R, S) of skins, and
+    skin: Tensor  # (B, BODIES) int64 which of them a body wears
     rotation: Tensor  # (B, T, 3, 3) of the camera
     position: Tensor  # (B, T, 3)
     distance: Tensor  # (B,) about how far the subject is
@@ -87,7 +89,9 @@ def compose(draw: Draw, library: Library, variety: Variety, lens: Lens, frames: 
     inside = bodies.position[:, 0].flatten(1, 2)
     planes = places.enclose(draw, variety, place, distance, position, inside)
     solids = _solids(bodies, cones, balls, boxes, cars, frames)
-    return Scene(solids, planes, _parents(bodies, solids), rotation, position, distance)
+    parents = _parents(bodies, solids)
+    skin = bodies.skin
+    return Scene(solids, planes, parents, library.reliefs, skin, rotation, position, distance)
 
 
 def _spread(draw: Draw, bodies: Bodies, sizes: Tensor) -> Bodies:
