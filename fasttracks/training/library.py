@@ -166,7 +166,7 @@ def _load_people(file: Path, held_out: bool) -> tuple[People, tuple[str, ...]]:
     forward = torch.linalg.cross(hips, hips.new_tensor([0, 0, 1.0]).expand_as(hips))
 
     rotations: dict[str, Tensor] = {}
-    lengths = []
+    long: list[float] = []
     for bone in _PERSON:
         parent = rotations.get(bone.parent, torch.eye(3))
         if bone.end not in place:  # a toe, fixed to the shin, forward on average and down
@@ -174,10 +174,10 @@ def _load_people(file: Path, held_out: bool) -> tuple[People, tuple[str, ...]]:
             ahead = normalize(ahead * torch.tensor([1, 1, 0]), dim=0) + torch.tensor([0, 0, 0.25])
             side = torch.linalg.cross(ahead, torch.tensor([0, 0, 1.0]))
             rotation = multiply(parent, frame_along(ahead, side).expand_as(parent))
-            lengths.append(0.17)
+            long.append(0.17)
         else:
             axis = place[bone.end] - place[bone.start]
-            lengths.append(float(axis[1:].norm(dim=-1).median()))
+            long.append(float(axis[1:].norm(dim=-1).median()))
             if bone.name in sides:
                 rotation = frame_along(axis, sides[bone.name])
             else:
@@ -193,7 +193,7 @@ def _load_people(file: Path, held_out: bool) -> tuple[People, tuple[str, ...]]:
     parents = [names.index(bone.parent) if bone.parent else BONES for bone in _PERSON]
     empty = BONES - len(_PERSON)
     position = torch.stack([place[b.start][1:] for b in _PERSON], 1)
-    shape = torch.stack([_dress(skin, torch.tensor(lengths)) for skin in worn])
+    shape = torch.stack([_dress(skin, torch.tensor(long)) for skin in worn])
     speck = torch.tensor([1e-3, 1e-4, 1e-4]).expand(len(worn), empty, 3)
     which = torch.tensor([skins.index(name) for name in skins.load() if name.startswith("person")])
     counts = torch.tensor([len(clip) for clip in clips])

@@ -16,7 +16,7 @@ from fasttracks.training.variety import Variety
 
 _EVERY = 20  # frames between the grids of queries, as `trackers.grid_queries` starts them
 _GRIDS = 5
-_SUNK = 0.5  # of its radius, skin that is under the rounded cone on a line of sight
+_SUNK = 0.8  # of its radius, skin that is under the rounded cone on a line of sight
 _CELLS = 24  # of the finest grid, each way, or more where tracks are more
 
 

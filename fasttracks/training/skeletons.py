@@ -4,8 +4,10 @@ Bodies face +x with +y to their left and +z up, and are about one unit long.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -184,7 +186,7 @@ def _four_legs(
     x, z = np.linspace(-0.5, 0.5, 4), height + hunch * np.array([0.2, 1, 0.8, 0])
     spine = [_at(*place) for place in zip(x, [0] * 4, z, strict=True)]
     radii = [j(girth), j(girth * 1.05), j(girth), j(girth * 0.95)]
-    places += zip(spine, spine[1:], zip(radii, radii[1:], strict=False), [flat] * 3, strict=False)
+    places += ((*ends, ab, flat) for ends, ab in zip(pairwise(spine), pairwise(radii), strict=True))
 
     plain = (1.0, 1.0)
     step = _at(math.cos(neck_angle), 0, math.sin(neck_angle)) * neck / 2
@@ -441,7 +443,7 @@ def _tree(b: _Builder) -> dict[str, Tensor]:
     return b.build(0.3)
 
 
-_BUILD = {
+_BUILD: dict[str, Callable[[_Builder], dict[str, Tensor]]] = {
     "quadruped": _quadruped,
     "rodent": _rodent,
     "person": _person,

