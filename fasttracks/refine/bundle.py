@@ -39,8 +39,8 @@ NO_PARALLAX = 0.01  # radians that the views of static points are spread over
 FEW = 8  # static tracks in nearly every frame that cameras are believed from
 DOUBT = 1.8, 0.45  # least γ that camera turns differ from the network's, share of static tracks
 
-_COARSE_ROUNDS, _COARSE_ITERATIONS = 2, 4
-_FINE_ROUNDS, _FINE_ITERATIONS, _MOTION_ROUNDS = 3, 4, 2
+_COARSE_ROUNDS, _COARSE_ITERATIONS = 2, 3
+_FINE_ROUNDS, _FINE_ITERATIONS, _MOTION_ROUNDS = 3, 3, 2
 
 
 class Report(NamedTuple):
