@@ -27,7 +27,7 @@ def _column(tile, here):
 @triton.jit
 def _load(matrix, rows, columns, stride, mask, FIRST: tl.constexpr):
     """A tile of S; at first sight with a slightly larger diagonal."""
-    tile = tl.load(matrix + rows * stride + columns, mask=mask, other=0.0).to(tl.float64)
+    tile = tl.load(matrix + rows * stride + columns, mask=mask, other=0.0)
     if FIRST:
         tile += tl.where(rows == columns, 1e-9 * tile + 1e-30, 0.0)
     return tile
@@ -42,7 +42,7 @@ def _below(system, below, rows, columns, mask, n, fresh, FIRST: tl.constexpr):
     tile += tl.where(mask & (rows == tl.where(fresh, columns + 1, -1)), 1.0, 0.0)
     if FIRST:
         right = system + n * (n + 1) + columns + 0 * rows
-        tile += tl.load(right, mask=mask & (rows == 0), other=0.0).to(tl.float64)
+        tile += tl.load(right, mask=mask & (rows == 0), other=0.0)
     return tile
 
 
@@ -138,9 +138,10 @@ def factor(system: torch.Tensor) -> torch.Tensor:
     triangle is nothing in particular. Where S is not positive definite both are NaN from there on.
     S's diagonal is made larger by a share of 1e-9.
     """
+    system = system.double()  # one compilation for both dtypes
     B, n = system.shape[0], system.shape[1] - 1
-    work = system.new_empty(B, n, n, dtype=torch.float64)
-    below, done = (system.new_empty(B, n + 1, n, dtype=torch.float64) for _ in range(2))
+    work = system.new_empty(B, n, n)
+    below, done = (system.new_empty(B, n + 1, n) for _ in range(2))
     tiles = triton.cdiv(n, TILE)
     launch = {**LAUNCH, **overlap(system.device)}
     with torch.cuda.device_of(system):
