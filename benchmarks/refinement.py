@@ -71,6 +71,7 @@ def measure(every: dict[str, Step], clip: Clips) -> dict[str, dict[str, float]]:
     """Metrics and seconds of one clip, by way."""
     rows: dict[str, dict[str, float]] = {}
     done: dict[str, Prediction] = {}
+    given = _median_offset(clip.tracks[..., :2], clip, clip.tracks[..., 2] > 0)
     for name, step in every.items():
         first = name.removesuffix(" + bundle")
         _wait(clip)
@@ -83,7 +84,7 @@ def measure(every: dict[str, Step], clip: Clips) -> dict[str, dict[str, float]]:
         rows[name] = {
             **{key: float(found[key]) for key in METRICS},
             "reprojection_median": _median_offset(p.projection, clip, clip.visible),
-            "tracks_median": _median_offset(clip.tracks[..., :2], clip, clip.tracks[..., 2] > 0),
+            "tracks_median": given,
             "seconds": seconds,
         }
     return rows

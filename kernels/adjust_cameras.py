@@ -76,6 +76,7 @@ def _cameras(
     focal = tl.exp(log_f)
     free = tl.load(focal_free + b)
     damp = 1 + tl.load(damping + b)
+    tracks = positions, weight, log_depth, depth_weight
 
     zero = tl.zeros((TRACKS,), r0.dtype)
     u00, u10, u11, u20, u21, u22 = zero, zero, zero, zero, zero, zero
@@ -88,23 +89,11 @@ def _cameras(
         n = start + tl.arange(0, TRACKS)
         mask = n < N
         x, y, z = _load3(points + (b * N + n) * 3, 1, mask)
-        px, py, pz = _apply_back(r0, r1, r2, r3, r4, r5, r6, r7, r8, x - tx, y - ty, z - tz)
+        p = _apply_back(r0, r1, r2, r3, r4, r5, r6, r7, r8, x - tx, y - ty, z - tz)
+        px, py, pz = p
         token = frame * N + n
-        m, g, h, ff, gf = _observe(
-            px,
-            py,
-            pz,
-            focal,
-            tl.load(scale + b * N + n, mask=mask, other=1.0),
-            positions,
-            weight,
-            log_depth,
-            depth_weight,
-            token,
-            mask,
-            mask,
-            MIN_DEPTH,
-        )
+        sigma = tl.load(scale + b * N + n, mask=mask, other=1.0)
+        m, g, h, ff, gf = _observe(p, focal, sigma, tracks, token, mask, mask, MIN_DEPTH)
         of_focal += ff
         right_focal -= gf
         xx, xz, yz, zz = m[0], m[1], m[2], m[3]

@@ -8,10 +8,9 @@ import triton.language as tl
 from fasttracks.kernels.common import follow
 from fasttracks.kernels.geometry import (
     _apply,
-    _apply_back,
     _image,
+    _in_camera,
     _load3,
-    _load9,
     _observe,
     _pair,
     _store3,
@@ -21,8 +20,9 @@ LAUNCH = {"FRAMES": 16, "TRACKS": 8, "num_warps": 4, "enable_fp_fusion": True}
 
 
 @triton.jit
-def _mixed(r0, r1, r2, r3, r4, r5, r6, r7, r8, m):
+def _mixed(r, m):
     """M Rᵀ, column by column: column k is M times R's row k."""
+    r0, r1, r2, r3, r4, r5, r6, r7, r8 = r
     xx, xz, yz, zz = m[0], m[1], m[2], m[3]
     return (
         (xx * r0 + xz * r2, xx * r1 + yz * r2, xz * r0 + yz * r1 + zz * r2),
@@ -76,6 +76,7 @@ def _points(
     focal = tl.exp(tl.load(log_focal + b))
     free = tl.load(focal_free + b)
     damp = tl.load(damping + b)
+    tracks = positions, weight, log_depth, depth_weight
 
     zero = tl.zeros((FRAMES, TRACKS), x.dtype)
     v00, v10, v11, v20, v21, v22 = zero, zero, zero, zero, zero, zero
@@ -83,27 +84,12 @@ def _points(
     for start in range(0, T, FRAMES):
         t = start + tl.arange(0, FRAMES)[:, None]
         frame = b * T + t
-        r0, r1, r2, r3, r4, r5, r6, r7, r8 = _load9(rotation + frame * 9, t < T)
-        tx, ty, tz = _load3(position + frame * 3, 1, t < T)
-        px, py, pz = _apply_back(r0, r1, r2, r3, r4, r5, r6, r7, r8, x - tx, y - ty, z - tz)
+        r, p = _in_camera(rotation, position, frame, t < T, x, y, z)
         mask = (t < T) & in_tracks
         token = frame * N + n
-        m, g, h, _, _ = _observe(
-            px,
-            py,
-            pz,
-            focal,
-            sigma,
-            positions,
-            weight,
-            log_depth,
-            depth_weight,
-            token,
-            mask,
-            mask,
-            MIN_DEPTH,
-        )
-        c0, c1, c2 = _mixed(r0, r1, r2, r3, r4, r5, r6, r7, r8, m)
+        m, g, h, _, _ = _observe(p, focal, sigma, tracks, token, mask, mask, MIN_DEPTH)
+        c0, c1, c2 = _mixed(r, m)
+        r0, r1, r2, r3, r4, r5, r6, r7, r8 = r
         v00 += r0 * c0[0] + r1 * c0[1] + r2 * c0[2]
         v10 += r3 * c0[0] + r4 * c0[1] + r5 * c0[2]
         v20 += r6 * c0[0] + r7 * c0[1] + r8 * c0[2]
@@ -141,27 +127,13 @@ def _points(
     for start in range(0, T, FRAMES):
         t = start + tl.arange(0, FRAMES)[:, None]
         frame = b * T + t
-        r0, r1, r2, r3, r4, r5, r6, r7, r8 = _load9(rotation + frame * 9, t < T)
-        tx, ty, tz = _load3(position + frame * 3, 1, t < T)
-        px, py, pz = _apply_back(r0, r1, r2, r3, r4, r5, r6, r7, r8, x - tx, y - ty, z - tz)
+        r, p = _in_camera(rotation, position, frame, t < T, x, y, z)
         mask = (t < T) & in_tracks
         token = frame * N + n
-        m, g, h, _, _ = _observe(
-            px,
-            py,
-            pz,
-            focal,
-            sigma,
-            positions,
-            weight,
-            log_depth,
-            depth_weight,
-            token,
-            mask,
-            mask & (t > 0),  # the first camera is held
-            MIN_DEPTH,
-        )
-        c0, c1, c2 = _mixed(r0, r1, r2, r3, r4, r5, r6, r7, r8, m)
+        counted = mask & (t > 0)  # the first camera is held
+        m, _, _, _, _ = _observe(p, focal, sigma, tracks, token, mask, counted, MIN_DEPTH)
+        px, py, pz = p
+        c0, c1, c2 = _mixed(r, m)
         place = mixed + t.to(tl.int64) * 6 * 3 * N
         # −G below, −[P]× G above, G's columns c0, c1, c2.
         u0, u1, u2 = _whiten(l00, l10, l11, l20, l21, l22, -c0[0], -c1[0], -c2[0])
@@ -256,12 +228,10 @@ def _cost(
     for start in range(0, T, FRAMES):
         t = start + tl.arange(0, FRAMES)[:, None]
         frame = b * T + t
-        r0, r1, r2, r3, r4, r5, r6, r7, r8 = _load9(rotation + frame * 9, t < T)
-        tx, ty, tz = _load3(position + frame * 3, 1, t < T)
-        px, py, pz = _apply_back(r0, r1, r2, r3, r4, r5, r6, r7, r8, x - tx, y - ty, z - tz)
+        _r, p = _in_camera(rotation, position, frame, t < T, x, y, z)
         mask = (t < T) & in_tracks
         token = frame * N + n
-        depth, u, v = _image(px, py, pz, focal, MIN_DEPTH)
+        depth, u, v = _image(p[0], p[1], p[2], focal, MIN_DEPTH)
         u -= tl.load(positions + token * 2, mask=mask, other=0.0)
         v -= tl.load(positions + token * 2 + 1, mask=mask, other=0.0)
         off = tl.log(depth) - tl.load(log_depth + token, mask=mask, other=0.0)

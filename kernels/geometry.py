@@ -102,25 +102,23 @@ def _image(px, py, pz, focal, MIN_DEPTH: tl.constexpr):
 
 
 @triton.jit
-def _observe(
-    px,
-    py,
-    pz,
-    focal,
-    scale,
-    positions,
-    weights,
-    log_depths,
-    depth_weights,
-    token,
-    mask,
-    counted,
-    MIN_DEPTH: tl.constexpr,
-):
+def _in_camera(rotation, position, frame, mask, x, y, z):
+    """A camera's R, and a world point in it, Rᵀ (X − t)."""
+    r0, r1, r2, r3, r4, r5, r6, r7, r8 = _load9(rotation + frame * 9, mask)
+    tx, ty, tz = _load3(position + frame * 3, 1, mask)
+    p = _apply_back(r0, r1, r2, r3, r4, r5, r6, r7, r8, x - tx, y - ty, z - tz)
+    return (r0, r1, r2, r3, r4, r5, r6, r7, r8), p
+
+
+@triton.jit
+def _observe(p, focal, scale, tracks, token, mask, counted, MIN_DEPTH: tl.constexpr):
     """M (xx = yy, xz, yz, zz), g, and of the focal length its product with P, itself and g.
 
-    Of the observation `token`, from pointers to all; where not `counted`, its weights are zero.
+    Of the camera point `p` and its observation `token`, from pointers to all: positions, weights,
+    logarithms of depths and their weights. Where not `counted`, weights are zero.
     """
+    px, py, pz = p
+    positions, weights, log_depths, depth_weights = tracks
     depth, image_u, image_v = _image(px, py, pz, focal, MIN_DEPTH)
     off_u = image_u - tl.load(positions + token * 2, mask=mask, other=0.0)
     off_v = image_v - tl.load(positions + token * 2 + 1, mask=mask, other=0.0)

@@ -1,7 +1,6 @@
 """Fine-tuning of a network to a clip, without truth (TracksTo4D, arXiv 2404.07097, section 3.3)."""
 
 import copy
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +10,7 @@ from fasttracks.geometry import Prediction
 from fasttracks.graphs import capture
 from fasttracks.losses import unsupervised
 from fasttracks.network import TracksTo4D
-from fasttracks.training.loop import HEAD_RATE, forward, split_head
+from fasttracks.training.loop import HEAD_RATE, forward, pace, split_head
 
 _WARM_UP = 50  # steps
 _BEFORE_CAPTURE = 3  # steps that make Adam's state and let libraries take their workspaces
@@ -105,10 +104,9 @@ def _tune(
         while step < min(steps, last + _PATIENCE * steps):
             some = torch.randperm(count, generator=draw)[:at_once].to(device)
             part.copy_(clip[:, :, some])
-            # Adam's first steps are as long as any, whatever the gradient.
-            pace = min((step + 1) / _WARM_UP, 0.5 + 0.5 * math.cos(math.pi * step / steps))
+            share = pace(step, _WARM_UP, step / steps)
             for group in optimizer.param_groups:
-                group["lr"].fill_(learning_rate * group["relative"] * pace)
+                group["lr"].fill_(learning_rate * group["relative"] * share)
             if on_cuda and step == _BEFORE_CAPTURE:
                 graph, _ = capture(update, warm=True)
                 run = graph.replay

@@ -152,7 +152,8 @@ def _load_people(file: Path, held_out: bool) -> tuple[People, tuple[str, ...]]:
 
     # The first frame is a skin at rest: how the recorded bones' frames are turned in it says how
     # they are to be turned so that the skin fits.
-    worn = [skin for name, skin in skins.load().items() if name.startswith("person")]
+    people = [name for name in skins.load() if name.startswith("person")]
+    worn = [skins.load()[name] for name in people]
     rest = {"leftEye": torch.tensor([0, 0.03, 2]), "rightEye": torch.tensor([0, -0.03, 2])}
     for bone, start, end in zip(_PERSON, worn[0].start, worn[0].end, strict=True):
         rest |= {bone.start: start, bone.end: end}
@@ -195,7 +196,7 @@ def _load_people(file: Path, held_out: bool) -> tuple[People, tuple[str, ...]]:
     position = torch.stack([place[b.start][1:] for b in _PERSON], 1)
     shape = torch.stack([_dress(skin, torch.tensor(long)) for skin in worn])
     speck = torch.tensor([1e-3, 1e-4, 1e-4]).expand(len(worn), empty, 3)
-    which = torch.tensor([skins.index(name) for name in skins.load() if name.startswith("person")])
+    which = torch.tensor([skins.index(name) for name in people])
     counts = torch.tensor([len(clip) for clip in clips])
     return People(
         rotation=torch.cat([rotation, rotation[:, :1].expand(-1, empty, 3, 3)], 1),

@@ -67,6 +67,14 @@ class Schedule:
 HEAD_RATE = 0.1
 
 
+def pace(step: int, warm_up: int, done: float) -> float:
+    """Share of the learning rate at a step: linear warm-up, a cosine to zero as `done` goes 0 to 1.
+
+    Adam's first steps are as long as any, whatever the gradient.
+    """
+    return min((step + 1) / warm_up, 0.5 + 0.5 * math.cos(math.pi * min(1.0, max(0.0, done))))
+
+
 def split_head(network: TracksTo4D) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """The camera head's parameters, which learn at HEAD_RATE of the others' rate, and those."""
     head = list(network.camera.parameters())
@@ -96,9 +104,7 @@ class Run:
         """Linear warm-up, then a cosine to zero."""
         s = self.schedule
         done = (self.step - s.warm_up) / max(1, s.steps - s.warm_up)
-        return s.learning_rate * min(
-            (self.step + 1) / s.warm_up, 0.5 + 0.5 * math.cos(math.pi * min(1.0, max(0.0, done)))
-        )
+        return s.learning_rate * pace(self.step, s.warm_up, done)
 
     def update(self, loss: Tensor) -> Tensor:
         """One step down the gradient of a loss; a loss or gradient that isn't finite is skipped.

@@ -101,10 +101,10 @@ def attach(
     rotation = torch.cat([solids.rotation, still], 2)
     position = pad(solids.position, (0, 0, 0, 1))
     clip = torch.arange(clips, device=draw.device)[:, None]
-    there = clip, query, solid
-    local = rotate_back(rotation[there], eye + depth[..., None] * ray - position[there])
+    turn, base = rotation[clip, query, solid], position[clip, query, solid]
+    local = rotate_back(turn, eye + depth[..., None] * ray - base)
     local, sunk = _on_skin(scene, solid, local)
-    point = rotate(rotation[there], local) + position[there]
+    point = rotate(turn, local) + base
 
     # Relief: a smooth pattern that lifts surfaces towards the camera of the query.
     radius = torch.cat(
