@@ -32,6 +32,7 @@ from fasttracks.kernels import (
     heads,
     mlp,
     mlp_hopper,
+    motion,
 )
 from fasttracks.kernels.launches import shipped
 
@@ -135,10 +136,12 @@ def refinement_cases() -> list[Case]:
         "adjust move": (adjust_cameras._move_cameras, adjust_cameras.MOVE),
         "adjust cost": (adjust_points._cost, {"MOVE": True, **depth, **adjust_points.LAUNCH}),
         "adjust accept": (adjust._accept, adjust.ACCEPT),
+        "motion by point": (motion._by_point, {**depth, **motion.LAUNCH}),
+        "motion cost": (motion._cost, {**depth, **motion.LAUNCH}),
         "fit_scale": (fit_scale._fit_scale, {"LEAST": 1e-3, **fit_scale.LAUNCH}),
         "cholesky": (cholesky._panel, {"FIRST": True, **cholesky.LAUNCH}),
     }
-    numbers = dict.fromkeys(("C", "n", "panel", "blocks", "iterations"), "i32")
+    numbers = dict.fromkeys(("C", "K", "n", "panel", "blocks", "iterations"), "i32")
     return [
         Case(
             name,

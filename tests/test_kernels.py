@@ -167,6 +167,8 @@ LIMITS = {
     "adjust move": (128, 4096, False),
     "adjust cost": (128, 4096, False),
     "adjust accept": (64, 4096, False),
+    "motion by point": (168, 4096, False),
+    "motion cost": (128, 4096, False),
     "fit_scale": (128, 4096, False),
     "cholesky": (255, 1 << 14, False),
 }

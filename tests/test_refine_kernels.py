@@ -14,8 +14,10 @@ pytest.importorskip("triton")
 from fasttracks import graphs
 from fasttracks.kernels import adjust as adjust_kernel
 from fasttracks.kernels import cholesky, fit_scale
+from fasttracks.kernels import motion as motion_kernel
 from fasttracks.refine import bundle as bundling
 from fasttracks.refine import cameras
+from fasttracks.refine import motion as moving
 
 
 def system(batch: int, n: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -116,6 +118,40 @@ def test_fit_scale(shape, dtype, kernel_device) -> None:
         variance = 2 * mean / weight.sum(1, keepdim=True).clamp(min=1)
         variance = variance.clamp(min=bundling.NOISE**2)
     torch.testing.assert_close(found.cpu(), variance[:, 0].sqrt())
+
+
+@pytest.mark.parametrize(("frames", "tracks", "bases"), [(2, 5, 3), (18, 9, 1), (3, 9, 2)])
+def test_motion(frames, tracks, bases, kernel_device) -> None:
+    truth, g = world(frames, tracks, batch=2, seed=1)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=g, dtype=torch.float64)
+
+    coefficients = normal(2, frames, bases)
+    coefficients[..., 0] = 1
+    basis = 0.5 * normal(2, bases, tracks, 3)
+    basis[:, 0] = truth.points
+    basis[:, 0, 0, 2] = -5  # behind the cameras
+    each = torch.rand(3, 2, tracks, generator=g, dtype=torch.float64) + 0.1
+    sight = moving.Sight(
+        truth.rotation,
+        truth.position,
+        1 + 0.1 * normal(2, frames),
+        image_of(truth)[1] + 0.1 * normal(2, frames, tracks, 2),
+        (normal(2, frames, tracks) > 0).double(),
+        each[0],
+        2 + 0.1 * normal(2, frames, tracks),
+        normal(2, frames, tracks).square(),
+        *each[1:],
+    )
+    motion = moving.Motion(coefficients, basis)
+    expected = [*moving._by_point(motion, sight), moving.cost(motion, sight)]
+    there = [type(p)(*(v.to(kernel_device) for v in p)) for p in (motion, sight)]
+    with poisoned_memory():
+        found = [*motion_kernel.by_point(*there), motion_kernel.cost(*there)]
+    for value, exact in zip(found, expected, strict=True):
+        assert exact.abs().max() > 0
+        torch.testing.assert_close(value.cpu(), exact)
 
 
 @pytest.mark.gpu

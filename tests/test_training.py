@@ -137,6 +137,20 @@ def test_supervision_of_the_truth_is_nearly_nothing(source):
         assert (getattr(losses, name) < 1e-3).all(), name
 
 
+def test_reprojection_is_no_less_for_points_that_are_too_near(source):
+    inputs, truth = source((2, 6, 12), 0)
+    prediction = tiny_network(dtype=torch.float32)(inputs)
+    depth = truth.points_camera[..., 2:]
+    points = torch.cat([truth.points_camera[..., :2] + 0.1 * depth, depth], -1)
+    off = prediction._replace(points_camera=points, focal=truth.focal[:, None].expand(-1, 6))
+    # The median depth, which sets the scale, stays.
+    far = depth > 1.2 * depth[truth.visible].median()
+    assert far.any()
+    nearer = off._replace(points_camera=torch.where(far, 0.9, 1.0) * points)
+    found = [supervised(p, truth).reprojection for p in (off, nearer)]
+    torch.testing.assert_close(*found)
+
+
 def test_gradients_stay_finite_where_points_are_behind_cameras(source):
     inputs, truth = source((2, 6, 12), 1)
     network = tiny_network(dtype=torch.float32)
@@ -156,9 +170,12 @@ def test_two_processes_train_as_one_with_the_clips_of_both(source, tmp_path):
         return torch.cat([a, b]), Truth(*map(torch.cat, zip(truth_a, truth_b, strict=True)))
 
     alone = tiny_run()
+    before = {name: value.clone() for name, value in alone.network.state_dict().items()}
     train(alone, both, tmp_path / "alone", validation={})
     first, second = (torch.load(tmp_path / f"{i}.pt") for i in range(2))
     for name, value in alone.network.state_dict().items():
         assert torch.equal(first[name], second[name]), name
-        assert torch.allclose(first[name], value, atol=1e-4), name
+        # Muon orthogonalises in bfloat16.
+        moved = (value - before[name]).norm()
+        assert (first[name] - value).norm() < 0.05 * moved + 1e-6, name
     assert [line["step"] for line in log_of(tmp_path)] == [2, 4, 6, 8]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fasttracks.geometry import MIN_DEPTH, compose, project, to_camera
 from fasttracks.refine.cameras import choose
-from fasttracks.refine.positive import inverse_factor, solve
+from fasttracks.refine.positive import has_kernels, inverse_factor, solve
 
 
 class Motion(NamedTuple):
@@ -39,6 +39,7 @@ class Sight(NamedTuple):
 
 def adjust_motion(motion: Motion, sight: Sight, rounds: int) -> Motion:
     """Lower the cost of each track, and of each clip, in turn; no step raises it."""
+    sight = Sight(*(value.contiguous() for value in sight))  # as kernels take it
     damping = torch.full_like(sight.reach, 1e-3)
     current = cost(motion, sight)
     for _ in range(rounds):
@@ -51,6 +52,10 @@ def adjust_motion(motion: Motion, sight: Sight, rounds: int) -> Motion:
 def cost(motion: Motion, sight: Sight) -> Tensor:
     """What is lowered, one value a track (B, N)."""
     m, s = motion, sight
+    if has_kernels(s.weight.device):
+        from fasttracks.kernels import motion as kernel
+
+        return kernel.cost(m, s)
     points = compose(m.basis, m.coefficients)
     camera = to_camera(points, s.rotation, s.position)
     square = (project(camera, s.focal) - s.positions).square().sum(-1)
@@ -90,6 +95,10 @@ def principal(points: Tensor, count: int) -> Tensor:
 def _by_point(motion: Motion, sight: Sight) -> tuple[Tensor, Tensor]:
     """Hessians (B, T, N, 3, 3) and gradients (B, T, N, 3) of observations by world points."""
     s = sight
+    if has_kernels(s.weight.device):
+        from fasttracks.kernels import motion as kernel
+
+        return kernel.by_point(motion, s)
     P = to_camera(compose(motion.basis, motion.coefficients), s.rotation, s.position)
     depth = P[..., 2].clamp(min=MIN_DEPTH)
     image = project(P, s.focal)

@@ -42,7 +42,7 @@ class Schedule:
     """How a run goes; kept in its checkpoint."""
 
     steps: int = 20_000
-    learning_rate: float = 4e-4  # of Adam, reached after warm-up, zero at the end
+    learning_rate: float = 4e-4  # reached after warm-up, zero at the end
     warm_up: int = 300
     pose_warm_up: int = 0  # steps of regressing poses first, for the paper's loss from scratch
     gamma: bool = True  # the paper's loss with its γ; without, all points count as equally static
@@ -87,18 +87,25 @@ class Run:
     def __init__(self, network: TracksTo4D, schedule: Schedule) -> None:
         self.network, self.schedule, self.step = network, schedule, 0
         self.average = {n: p.detach().clone() for n, p in network.named_parameters()}
+        matrices = [p for p in network.blocks.parameters() if p.ndim == 2]
         head, others = split_head(network)
-        groups = [
-            ([p for p in others if p.ndim > 1], 1.0, schedule.weight_decay),
-            ([p for p in others if p.ndim <= 1], 1.0, 0.0),
-            (head, HEAD_RATE, 0.0),
+        others = [p for p in others if all(p is not q for q in matrices)]
+        # Muon's steps are as long as Adam's, but turn a matrix as a whole.
+        self.optimizers = [
+            torch.optim.Muon(
+                [{"params": matrices, "relative": 1.0}],
+                lr=schedule.learning_rate,
+                weight_decay=schedule.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            ),
+            torch.optim.AdamW(
+                [{"params": others, "relative": 1.0}, {"params": head, "relative": HEAD_RATE}],
+                lr=schedule.learning_rate,
+                betas=(0.9, 0.98),
+                weight_decay=0.0,
+                fused=next(network.parameters()).is_cuda,
+            ),
         ]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": p, "relative": r, "weight_decay": decay} for p, r, decay in groups],
-            lr=schedule.learning_rate,
-            betas=(0.9, 0.98),
-            fused=next(network.parameters()).is_cuda,
-        )
 
     def learning_rate(self) -> float:
         """Linear warm-up, then a cosine to zero."""
@@ -118,10 +125,11 @@ class Run:
         for parameter in self.network.parameters():
             if parameter.grad is not None:
                 parameter.grad = torch.where(sane, parameter.grad, 0.0)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate() * group["relative"]
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.learning_rate() * group["relative"]
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         # Young averages forget faster, so that they aren't the first weights for long.
         keep = min(self.schedule.ema, (1 + self.step) / (10 + self.step))
         parameters = [p.detach() for p in self.network.parameters()]
@@ -137,7 +145,7 @@ class Run:
             "step": self.step,
             "network": self.network.state_dict(),
             "average": self.average,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
         with replacing(path) as temporary:
             torch.save(state, temporary)
@@ -149,7 +157,8 @@ class Run:
         network = TracksTo4D(Config(**state["config"])).to(device)
         network.load_state_dict(state["network"])
         run = cls(network, Schedule(**state["schedule"]))
-        run.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, kept in zip(run.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
         run.average, run.step = state["average"], state["step"]
         return run
 

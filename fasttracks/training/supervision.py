@@ -61,8 +61,10 @@ def supervised(prediction: Prediction, truth: Truth) -> Supervised:
     static = scale * to_camera(p.basis[:, :1], p.rotation, p.position)
     still = _normalised(weight * ~truth.moving[:, None])
 
-    # The distance in the image times guessed over true depth, which stays tame at depth zero.
-    offset = p.focal[..., None, None] * points[..., :2] - truth.tracks * points[..., 2:]
+    # Tame at depth zero. Where points are in front, moving along a ray changes nothing: multiplied
+    # by the guessed depth instead, an offset would be less for points that are too near.
+    ahead = points[..., 2:].clamp(min=least[..., None])
+    offset = p.focal[..., None, None] * points[..., :2] / ahead - truth.tracks
     static_offset = project(static.detach(), p.focal.detach()) - truth.tracks
     squared = static_offset.square().sum(-1).clamp(max=1.0)
     gamma = p.motion[:, None]
@@ -73,7 +75,7 @@ def supervised(prediction: Prediction, truth: Truth) -> Supervised:
     terms = {
         "points": (weight * _length(points - truth.points_camera) / depth).sum((1, 2)),
         "static": (still * _length(static - truth.points_camera) / depth).sum((1, 2)),
-        "reprojection": (weight * _length(offset) / depth).sum((1, 2)),
+        "reprojection": (weight * _length(offset)).sum((1, 2)),
         "rotation": rotation,
         "position": position / size,
         "path": position / (path + 0.1 * size),

@@ -1,0 +1,186 @@
+"""Low-rank motion before known cameras: cost and derivatives, as `fasttracks.refine.motion` has it.
+
+B clips, T frames, N tracks, K bases; every tensor contiguous, of one dtype.
+"""
+# mypy: allow-untyped-defs
+
+import torch
+import triton
+import triton.language as tl
+
+from fasttracks.geometry import MIN_DEPTH
+from fasttracks.kernels.adjust_points import _log1p, _mixed
+from fasttracks.kernels.common import follow, overlap
+from fasttracks.kernels.geometry import _apply, _image, _in_camera, _load3, _observe, _store3
+
+LAUNCH = {"FRAMES": 16, "TRACKS": 8, "num_warps": 4, "enable_fp_fusion": True}
+
+
+@triton.jit(do_not_specialize=("T", "N", "K"))
+def _by_point(
+    coefficients,
+    basis,
+    rotation,
+    position,
+    focal,
+    positions,
+    weight,
+    scale,
+    log_depth,
+    depth_weight,
+    hessian,
+    gradient,
+    T,
+    N,
+    K,
+    MIN_DEPTH: tl.constexpr,
+    FRAMES: tl.constexpr,
+    TRACKS: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """Hessians (B, T, N, 3, 3) and gradients (B, T, N, 3) by world points, a program a tile."""
+    follow(OVERLAP)
+    columns = tl.cdiv(N, TRACKS)
+    rows = tl.cdiv(T, FRAMES)
+    b = (tl.program_id(0) // (rows * columns)).to(tl.int64)
+    tile = tl.program_id(0) % (rows * columns)
+    n = tile % columns * TRACKS + tl.arange(0, TRACKS)[None, :]
+    t = tile // columns * FRAMES + tl.arange(0, FRAMES)[:, None]
+    in_tracks = n < N
+    frame = b * T + t
+    x, y, z = _load3(basis + (b * K * N + n) * 3, 1, in_tracks)  # the first coefficient is 1
+    zero = tl.zeros((FRAMES, TRACKS), x.dtype)
+    x, y, z = x + zero, y + zero, z + zero
+    for k in range(1, K):
+        c = tl.load(coefficients + frame * K + k, mask=t < T, other=0.0)
+        bx, by, bz = _load3(basis + ((b * K + k) * N + n) * 3, 1, in_tracks)
+        x += c * bx
+        y += c * by
+        z += c * bz
+    r, p = _in_camera(rotation, position, frame, t < T, x, y, z)
+    f = tl.load(focal + frame, mask=t < T, other=1.0)
+    sigma = tl.load(scale + b * N + n, mask=in_tracks, other=1.0)
+    mask = (t < T) & in_tracks
+    token = frame * N + n
+    tracks = positions, weight, log_depth, depth_weight
+    m, g, _, _, _ = _observe(p, f, sigma, tracks, token, mask, mask, MIN_DEPTH)
+    r0, r1, r2, r3, r4, r5, r6, r7, r8 = r
+    c0, c1, c2 = _mixed(r, m)
+    xy = r0 * c1[0] + r1 * c1[1] + r2 * c1[2]
+    xz = r0 * c2[0] + r1 * c2[1] + r2 * c2[2]
+    yz = r3 * c2[0] + r4 * c2[1] + r5 * c2[2]
+    xx = r0 * c0[0] + r1 * c0[1] + r2 * c0[2]
+    yy = r3 * c1[0] + r4 * c1[1] + r5 * c1[2]
+    zz = r6 * c2[0] + r7 * c2[1] + r8 * c2[2]
+    _store3(hessian + token * 9, 1, xx, xy, xz, mask)
+    _store3(hessian + token * 9 + 3, 1, xy, yy, yz, mask)
+    _store3(hessian + token * 9 + 6, 1, xz, yz, zz, mask)
+    gx, gy, gz = _apply(r0, r1, r2, r3, r4, r5, r6, r7, r8, g[0], g[1], g[2])
+    _store3(gradient + token * 3, 1, gx, gy, gz, mask)
+
+
+@triton.jit(do_not_specialize=("T", "N", "K"))
+def _cost(
+    coefficients,
+    basis,
+    rotation,
+    position,
+    focal,
+    positions,
+    weight,
+    scale,
+    log_depth,
+    depth_weight,
+    reach,
+    smooth,
+    out,
+    T,
+    N,
+    K,
+    MIN_DEPTH: tl.constexpr,
+    FRAMES: tl.constexpr,
+    TRACKS: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """The cost (B, N), a program for a block of tracks."""
+    follow(OVERLAP)
+    blocks = tl.cdiv(N, TRACKS)
+    b = (tl.program_id(0) // blocks).to(tl.int64)
+    n = tl.program_id(0) % blocks * TRACKS + tl.arange(0, TRACKS)[None, :]
+    in_tracks = n < N
+    sigma = tl.load(scale + b * N + n, mask=in_tracks, other=1.0)
+    stiff = tl.load(smooth + b * N + n, mask=in_tracks, other=0.0)
+    x0, y0, z0 = _load3(basis + (b * K * N + n) * 3, 1, in_tracks)
+    total = tl.zeros((FRAMES, TRACKS), x0.dtype)
+    zero = total
+    for start in range(0, T, FRAMES):
+        t = start + tl.arange(0, FRAMES)[:, None]
+        frame = b * T + t
+        bends = t < T - 2
+        x, y, z = x0 + zero, y0 + zero, z0 + zero
+        ax, ay, az = zero, zero, zero  # acceleration
+        for k in range(1, K):
+            place = coefficients + frame * K + k
+            c = tl.load(place, mask=t < T, other=0.0)
+            after = tl.load(place + K, mask=bends, other=0.0)
+            a = tl.where(bends, c - 2 * after + tl.load(place + 2 * K, mask=bends, other=0.0), 0.0)
+            bx, by, bz = _load3(basis + ((b * K + k) * N + n) * 3, 1, in_tracks)
+            x += c * bx
+            y += c * by
+            z += c * bz
+            ax += a * bx
+            ay += a * by
+            az += a * bz
+        _r, p = _in_camera(rotation, position, frame, t < T, x, y, z)
+        f = tl.load(focal + frame, mask=t < T, other=1.0)
+        mask = (t < T) & in_tracks
+        token = frame * N + n
+        depth, u, v = _image(p[0], p[1], p[2], f, MIN_DEPTH)
+        u -= tl.load(positions + token * 2, mask=mask, other=0.0)
+        v -= tl.load(positions + token * 2 + 1, mask=mask, other=0.0)
+        off = tl.log(depth) - tl.load(log_depth + token, mask=mask, other=0.0)
+        seen = tl.load(weight + token, mask=mask, other=0.0)
+        total += seen * _log1p((u * u + v * v) / (sigma * sigma))
+        total += tl.load(depth_weight + token, mask=mask, other=0.0) * off * off
+        total += stiff * (ax * ax + ay * ay + az * az)
+    own = tl.zeros((1, TRACKS), x0.dtype)
+    for k in range(1, K):
+        bx, by, bz = _load3(basis + ((b * K + k) * N + n) * 3, 1, in_tracks)
+        own += bx * bx + by * by + bz * bz
+    far = tl.load(reach + b * N + n, mask=in_tracks, other=1.0)
+    result = tl.sum(total, 0)[None, :] + own / (far * far)
+    tl.store(out + b * N + n, result, mask=in_tracks)
+
+
+def by_point(motion, sight) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `motion._by_point` does, its tensors on CUDA."""
+    B, T, N = sight.weight.shape
+    hessian = sight.weight.new_empty(B, T, N, 3, 3)
+    gradient = sight.weight.new_empty(B, T, N, 3)
+    tiles = triton.cdiv(T, LAUNCH["FRAMES"]) * triton.cdiv(N, LAUNCH["TRACKS"])
+    _launch(_by_point, B * tiles, motion, sight[:8], (hessian, gradient))
+    return hessian, gradient
+
+
+def cost(motion, sight) -> torch.Tensor:
+    """What `motion.cost` does, its tensors on CUDA."""
+    out = torch.empty_like(sight.scale)
+    blocks = triton.cdiv(sight.scale.shape[1], LAUNCH["TRACKS"])
+    _launch(_cost, len(out) * blocks, motion, sight, (out,))
+    return out
+
+
+def _launch(kernel, programs: int, motion, inputs, outputs) -> None:
+    _, T, K = motion.coefficients.shape
+    N = motion.basis.shape[2]
+    with torch.cuda.device_of(motion.basis):
+        kernel[(programs,)](
+            *(value.contiguous() for value in (*motion, *inputs)),
+            *outputs,
+            T,
+            N,
+            K,
+            MIN_DEPTH=MIN_DEPTH,
+            **LAUNCH,
+            **overlap(motion.basis.device),
+        )
