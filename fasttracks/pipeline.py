@@ -19,6 +19,7 @@ from fasttracks.tracks import Tracks, as_numbers
 from fasttracks.weights import find, load
 
 REFINEMENTS = ("none", "bundle", "finetune")
+_FOCAL_TRACKS = 128  # whose focal length is nearly that of a thousand
 
 
 def reconstruct(
@@ -44,7 +45,8 @@ def reconstruct(
             (B, T, N, 2), for which a list of B results is returned.
         visibility: (T, N) or (B, T, N) bool; None: every finite position was seen.
         intrinsics: (3, 3), (T, 3, 3) or, for a batch, (B, T, 3, 3) pixels; None: a guess
-            from `image_size`, corrected by a model that predicts the focal length.
+            from `image_size`, corrected by a model that predicts the focal length, in a first
+            pass over at most 128 of the tracks.
         image_size: (height, width) pixels; None with no intrinsics: taken from the extent
             of the tracks, with a warning.
         model: a shipped name, a path to .safetensors, or a loaded model, which then
@@ -70,13 +72,20 @@ def reconstruct(
     run = model
     if not isinstance(run, TracksTo4D | Engine):
         run = _load_once(run, device, precision)
-    heads = (run.model if isinstance(run, Engine) else run).points.weight
+    network = run.model if isinstance(run, Engine) else run
+    heads = network.points.weight
     cameras = [clip.camera() for clip in clips]
     inputs = torch.stack([normalise(clip, k) for clip, k in zip(clips, cameras, strict=True)])
     inputs = inputs.to(heads.device, heads.dtype)
     known_focal = torch.tensor(
         [clip.intrinsics is not None for clip in clips], device=inputs.device
     )
+    if network.config.predicts_focal and not known_focal.all():
+        factor = torch.where(known_focal, 1.0, _focal_correction(run, inputs))
+        inputs[..., :2] /= factor[:, None, None, None]
+        cameras = [
+            k @ np.diag([by, by, 1.0]) for k, by in zip(cameras, factor.tolist(), strict=True)
+        ]
     prediction, outcomes = _predict(run, inputs, known_focal, refine)
     if not torch.isfinite(prediction.projection).all():
         raise InputError("model: its prediction is not finite; the weights or intrinsics are off")
@@ -92,6 +101,17 @@ def reconstruct(
     if not isinstance(tracks, Tensor):
         results = [result.numpy() for result in results]
     return results if batch else results[0]
+
+
+def _focal_correction(run: TracksTo4D | Engine, inputs: Tensor) -> Tensor:
+    """Factors (B,) of focal lengths, as the model corrects them from some of the tracks.
+
+    What it then sees through the corrected ones is closer to what it was trained on than what it
+    says of a lens while guessing it.
+    """
+    some = inputs[:, :, :: -(-inputs.shape[2] // _FOCAL_TRACKS)].contiguous()
+    with torch.no_grad():
+        return run(some).focal.mean(1).clamp(0.1, 10).to(inputs.dtype)
 
 
 def _predict(

@@ -105,6 +105,19 @@ def test_focal_correction_reaches_intrinsics_and_reprojection(model):
     assert np.allclose(pixels[..., :2], r.reprojection, atol=1e-2)
 
 
+def test_a_corrected_focal_length_is_as_if_it_were_given():
+    model = fasttracks.load("base", device="cpu")
+    tracks, visibility = clip()
+    guess = np.array([[640.0, 0, 319.5], [0, 640, 239.5], [0, 0, 1]])
+    first = fasttracks.reconstruct(tracks, visibility, intrinsics=guess, model=model)
+    corrected = guess @ np.diag([*first.intrinsics[:, :2, :2].mean(0).diagonal() / 640, 1])
+    assert abs(corrected[0, 0] - 640) > 1e-3
+    given = fasttracks.reconstruct(tracks, visibility, intrinsics=corrected, model=model)
+    found = fasttracks.reconstruct(tracks, visibility, image_size=SIZE, model=model)
+    for name in FIELDS:
+        assert relative(getattr(found, name), getattr(given, name)) <= 1e-4, name
+
+
 def test_batches_are_their_clips(model):
     tracks, visibility = (np.stack(x) for x in zip(*(clip(seed=i) for i in range(3)), strict=True))
     cameras = np.tile(np.diag([500.0, 500, 1]), (3, 7, 1, 1)) * (1, 1, 1)
