@@ -8,12 +8,13 @@ import triton.language as tl
 from fasttracks.kernels.common import follow
 from fasttracks.kernels.geometry import (
     _apply,
-    _image,
     _in_camera,
     _load3,
+    _misfit,
     _observe,
     _pair,
     _store3,
+    _turned,
 )
 
 LAUNCH = {"FRAMES": 16, "TRACKS": 8, "num_warps": 4, "enable_fp_fusion": True}
@@ -90,12 +91,13 @@ def _points(
         m, g, h, _, _ = _observe(p, focal, sigma, tracks, token, mask, mask, MIN_DEPTH)
         c0, c1, c2 = _mixed(r, m)
         r0, r1, r2, r3, r4, r5, r6, r7, r8 = r
-        v00 += r0 * c0[0] + r1 * c0[1] + r2 * c0[2]
-        v10 += r3 * c0[0] + r4 * c0[1] + r5 * c0[2]
-        v20 += r6 * c0[0] + r7 * c0[1] + r8 * c0[2]
-        v11 += r3 * c1[0] + r4 * c1[1] + r5 * c1[2]
-        v21 += r6 * c1[0] + r7 * c1[1] + r8 * c1[2]
-        v22 += r6 * c2[0] + r7 * c2[1] + r8 * c2[2]
+        h00, h10, h11, h20, h21, h22 = _turned(r, c0, c1, c2)
+        v00 += h00
+        v10 += h10
+        v20 += h20
+        v11 += h11
+        v21 += h21
+        v22 += h22
         gx, gy, gz = _apply(r0, r1, r2, r3, r4, r5, r6, r7, r8, g[0], g[1], g[2])
         b0 -= gx
         b1 -= gy
@@ -145,14 +147,6 @@ def _points(
         _store3(place, N, py * w0 - pz * v0, py * w1 - pz * v1, py * w2 - pz * v2, mask)
         _store3(place + 3 * N, N, pz * u0 - px * w0, pz * u1 - px * w1, pz * u2 - px * w2, mask)
         _store3(place + 6 * N, N, px * v0 - py * u0, px * v1 - py * u1, px * v2 - py * u2, mask)
-
-
-@triton.jit
-def _log1p(x):
-    """log(1 + x) as accurate for small x ≥ 0."""
-    one_more = 1 + x
-    rest = one_more - 1
-    return tl.where(rest == 0, x, tl.log(one_more) * (x / tl.where(rest == 0, 1.0, rest)))
 
 
 @triton.jit(do_not_specialize=("T", "N", "C"))
@@ -223,6 +217,7 @@ def _cost(
     log_f = tl.load(log_focal + b)
     focal = tl.exp(log_f)
     sigma = tl.load(scale + b * N + n, mask=in_tracks, other=1.0)
+    tracks = positions, weight, log_depth, depth_weight
     total = tl.zeros((FRAMES, TRACKS), x.dtype)
     apart = tl.zeros((FRAMES, 1), x.dtype)  # of camera from camera
     for start in range(0, T, FRAMES):
@@ -231,13 +226,9 @@ def _cost(
         _r, p = _in_camera(rotation, position, frame, t < T, x, y, z)
         mask = (t < T) & in_tracks
         token = frame * N + n
-        depth, u, v = _image(p[0], p[1], p[2], focal, MIN_DEPTH)
-        u -= tl.load(positions + token * 2, mask=mask, other=0.0)
-        v -= tl.load(positions + token * 2 + 1, mask=mask, other=0.0)
-        off = tl.log(depth) - tl.load(log_depth + token, mask=mask, other=0.0)
-        seen = tl.load(weight + token, mask=mask, other=0.0)
-        total += seen * _log1p((u * u + v * v) / (sigma * sigma))
-        total += tl.load(depth_weight + token, mask=mask, other=0.0) * off * off
+        by_offset, by_depth = _misfit(p, focal, sigma, tracks, token, mask, MIN_DEPTH)
+        total += by_offset
+        total += by_depth
         if block == 0:
             pairs = t < T - 1
             before = b * T, b * (T - 1)

@@ -145,6 +145,44 @@ def _observe(p, focal, scale, tracks, token, mask, counted, MIN_DEPTH: tl.conste
 
 
 @triton.jit
+def _turned(r, c0, c1, c2):
+    """R C, which is symmetric, from C's columns: xx, yx, yy, zx, zy, zz."""
+    r0, r1, r2, r3, r4, r5, r6, r7, r8 = r
+    return (
+        r0 * c0[0] + r1 * c0[1] + r2 * c0[2],
+        r3 * c0[0] + r4 * c0[1] + r5 * c0[2],
+        r3 * c1[0] + r4 * c1[1] + r5 * c1[2],
+        r6 * c0[0] + r7 * c0[1] + r8 * c0[2],
+        r6 * c1[0] + r7 * c1[1] + r8 * c1[2],
+        r6 * c2[0] + r7 * c2[1] + r8 * c2[2],
+    )
+
+
+@triton.jit
+def _log1p(x):
+    """log(1 + x) as accurate for small x ≥ 0."""
+    one_more = 1 + x
+    rest = one_more - 1
+    return tl.where(rest == 0, x, tl.log(one_more) * (x / tl.where(rest == 0, 1.0, rest)))
+
+
+@triton.jit
+def _misfit(p, focal, scale, tracks, token, mask, MIN_DEPTH: tl.constexpr):
+    """What the camera point `p` costs by its observation `token`: its offset, and its depth.
+
+    `tracks` as `_observe` has it.
+    """
+    positions, weights, log_depths, depth_weights = tracks
+    depth, u, v = _image(p[0], p[1], p[2], focal, MIN_DEPTH)
+    u -= tl.load(positions + token * 2, mask=mask, other=0.0)
+    v -= tl.load(positions + token * 2 + 1, mask=mask, other=0.0)
+    off = tl.log(depth) - tl.load(log_depths + token, mask=mask, other=0.0)
+    seen = tl.load(weights + token, mask=mask, other=0.0)
+    expected = tl.load(depth_weights + token, mask=mask, other=0.0)
+    return seen * _log1p((u * u + v * v) / (scale * scale)), expected * off * off
+
+
+@triton.jit
 def _pair(rotation, position, turn, step, t, before, mask):
     """From camera t to the next: turn, step, and what these differ by from what is expected.
 

@@ -9,9 +9,17 @@ import triton
 import triton.language as tl
 
 from fasttracks.geometry import MIN_DEPTH
-from fasttracks.kernels.adjust_points import _log1p, _mixed
+from fasttracks.kernels.adjust_points import _mixed
 from fasttracks.kernels.common import follow, overlap
-from fasttracks.kernels.geometry import _apply, _image, _in_camera, _load3, _observe, _store3
+from fasttracks.kernels.geometry import (
+    _apply,
+    _in_camera,
+    _load3,
+    _misfit,
+    _observe,
+    _store3,
+    _turned,
+)
 
 LAUNCH = {"FRAMES": 16, "TRACKS": 8, "num_warps": 4, "enable_fp_fusion": True}
 
@@ -66,12 +74,7 @@ def _by_point(
     m, g, _, _, _ = _observe(p, f, sigma, tracks, token, mask, mask, MIN_DEPTH)
     r0, r1, r2, r3, r4, r5, r6, r7, r8 = r
     c0, c1, c2 = _mixed(r, m)
-    xy = r0 * c1[0] + r1 * c1[1] + r2 * c1[2]
-    xz = r0 * c2[0] + r1 * c2[1] + r2 * c2[2]
-    yz = r3 * c2[0] + r4 * c2[1] + r5 * c2[2]
-    xx = r0 * c0[0] + r1 * c0[1] + r2 * c0[2]
-    yy = r3 * c1[0] + r4 * c1[1] + r5 * c1[2]
-    zz = r6 * c2[0] + r7 * c2[1] + r8 * c2[2]
+    xx, xy, yy, xz, yz, zz = _turned(r, c0, c1, c2)
     _store3(hessian + token * 9, 1, xx, xy, xz, mask)
     _store3(hessian + token * 9 + 3, 1, xy, yy, yz, mask)
     _store3(hessian + token * 9 + 6, 1, xz, yz, zz, mask)
@@ -113,6 +116,7 @@ def _cost(
     x0, y0, z0 = _load3(basis + (b * K * N + n) * 3, 1, in_tracks)
     total = tl.zeros((FRAMES, TRACKS), x0.dtype)
     zero = total
+    tracks = positions, weight, log_depth, depth_weight
     for start in range(0, T, FRAMES):
         t = start + tl.arange(0, FRAMES)[:, None]
         frame = b * T + t
@@ -135,13 +139,9 @@ def _cost(
         f = tl.load(focal + frame, mask=t < T, other=1.0)
         mask = (t < T) & in_tracks
         token = frame * N + n
-        depth, u, v = _image(p[0], p[1], p[2], f, MIN_DEPTH)
-        u -= tl.load(positions + token * 2, mask=mask, other=0.0)
-        v -= tl.load(positions + token * 2 + 1, mask=mask, other=0.0)
-        off = tl.log(depth) - tl.load(log_depth + token, mask=mask, other=0.0)
-        seen = tl.load(weight + token, mask=mask, other=0.0)
-        total += seen * _log1p((u * u + v * v) / (sigma * sigma))
-        total += tl.load(depth_weight + token, mask=mask, other=0.0) * off * off
+        by_offset, by_depth = _misfit(p, f, sigma, tracks, token, mask, MIN_DEPTH)
+        total += by_offset
+        total += by_depth
         total += stiff * (ax * ax + ay * ay + az * az)
     own = tl.zeros((1, TRACKS), x0.dtype)
     for k in range(1, K):
