@@ -8,7 +8,6 @@ A run that is already in FOLDER is not repeated.
 
 import argparse
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,9 @@ from fasttracks.training.variety import CASUAL, Variety
 from fasttracks.weights import resolve_device
 
 RESULTS = Path(__file__).parent / "results"
+# Fewer than a full run has: each takes seconds to compile.
+SHAPES = ((24, 50, 100), (10, 50, 240), (40, 24, 128), (10, 50, 240),
+          (10, 100, 120), (10, 50, 240), (24, 50, 100), (4, 50, 640))  # fmt: skip
 METRICS = ("absrel", "absrel_moving", "rpe_rotation", "ate", "reprojection")
 # By name: the number of bases, whether the truth supervises, whether γ is used, whether people
 # and cameras move by recordings.
@@ -79,10 +81,11 @@ def ablate(
     library = load_library(data if recordings else None, "train", device)
     source = scenes(library, 0, (CASUAL, Variety()), record=device.type == "cuda")
     schedule = Schedule(
-        steps=steps, gamma=gamma, pose_warm_up=0 if supervised else min(500, steps // 10)
+        steps=steps,
+        gamma=gamma,
+        pose_warm_up=0 if supervised else min(500, steps // 10),
+        shapes=SHAPES if device.type == "cuda" else ((1, 20, 50),),
     )
-    if device.type == "cpu":
-        schedule = replace(schedule, shapes=((1, 20, 50),))
     run = start(None, schedule, device, Config(predicts_focal=True, bases=bases))
     source = source if supervised else _without_truth(source)
     train(run, source, folder, validation=held_out, validate_every=steps)

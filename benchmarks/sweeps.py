@@ -44,7 +44,7 @@ SWEEPS: dict[str, dict[float, tuple[Variety, tuple[int, int]]]] = {
         v: (replace(PLAIN, unknown_focal=v), SIZE) for v in (0, 0.5, 1)
     },
     "tracks": {v: (PLAIN, (SIZE[0], v)) for v in (50, 100, 256, 512)},
-    "frames": {v: (PLAIN, (v, SIZE[1])) for v in (12, 24, 36, 50)},
+    "frames": {v: (PLAIN, (v, SIZE[1])) for v in (12, 24, 36, 50, 75, 100)},
 }
 
 

@@ -1,5 +1,9 @@
 """TracksTo4D, lean: the network of arXiv 2404.07097 for inference and fine-tuning."""
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +14,7 @@ from fasttracks.geometry import Prediction
 # Tokens that a block of plain torch works on at a time. Sequences don't see each other, so this
 # changes no result; it bounds the memory of the widest activations (3072 channels).
 _TOKENS_AT_ONCE = {"cpu": 1 << 12, "cuda": 1 << 17}
+_compiled: set[tuple[torch.device, torch.dtype]] = set()  # whose kernels are there
 
 
 class TracksTo4D(nn.Module):
@@ -46,9 +51,33 @@ class TracksTo4D(nn.Module):
         )
         run = ops.suited(self.backend, tracks.device, dtype, grad)
         x = self.embedding(tracks, dtype, run)
+        kernels = run is self.backend and run is not ops.TORCH  # and no compiler looks on
+        if kernels and (x.device, x.dtype) not in _compiled:
+            self._compile(x, run)
         for block in self.blocks:
             x = block(x, run)
         return self.read(x, run)
+
+    def _compile(self, x: Tensor, run: ops.Backend) -> None:
+        """Have Triton compile what tokens like `x` need side by side; most of it is not Python."""
+        if torch.cuda.is_current_stream_capturing():
+            return
+        blocks: Any = self.blocks
+        time, track = blocks[:2]
+        jobs: list[Callable[[], Any]] = [
+            lambda: time.transform(x, run),
+            lambda: track.attend(time.attend(x, run), run),
+            lambda: self.read(x, run),
+        ]
+        stream = torch.cuda.current_stream(x.device)
+
+        def work(job: Callable[[], Any]) -> None:
+            with torch.no_grad(), torch.cuda.stream(stream):
+                job()
+
+        with ThreadPoolExecutor(len(jobs)) as pool:
+            list(pool.map(work, jobs))
+        _compiled.add((x.device, x.dtype))
 
     def read(self, x: Tensor, run: ops.Backend = ops.TORCH) -> Prediction:
         """Heads and geometry: what the tokens (B, T, N, C) of the last block say."""
@@ -107,7 +136,11 @@ class _Block(nn.Module):
         return torch.cat([self._sequences(part, run) for part in x.split(at_once, rows)], rows)
 
     def _sequences(self, x: Tensor, run: ops.Backend) -> Tensor:
-        x = run.attention(
+        return self.transform(self.attend(x, run), run)
+
+    def attend(self, x: Tensor, run: ops.Backend) -> Tensor:
+        """Attention with its norm and residual, of tokens (B, T, N, C)."""
+        return run.attention(
             x,
             ops.affine(self.attention_norm),
             self.qkv.weight,
@@ -115,6 +148,9 @@ class _Block(nn.Module):
             heads=self.heads,
             axis=self.axis,
         )
+
+    def transform(self, x: Tensor, run: ops.Backend) -> Tensor:
+        """MLP with its norms and residual, of tokens (B, T, N, C)."""
         return run.mlp(
             x,
             ops.affine(self.mlp_norm),

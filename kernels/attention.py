@@ -12,6 +12,10 @@ import triton
 
 from fasttracks.kernels import attention_triton as triton_kernels
 from fasttracks.kernels.attention_triton import LONGEST, TIME, is_hopper
+from fasttracks.kernels.common import GLUON
+
+if GLUON:
+    from fasttracks.kernels import attention_hopper
 
 # Tokens whose queries, keys and values are in memory at a time: at most 0.4 GB of them.
 TOKENS_AT_ONCE = 1 << 16
@@ -73,9 +77,6 @@ def attention(
 
 def _kernels_for(x: torch.Tensor, out: torch.Tensor, heads: int) -> tuple[Callable, Callable]:
     """The fastest LN + QKV and attention; those for Hopper are made for the published width."""
-    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
-    if is_hopper(x.device) and version >= (3, 6) and out.shape == (256, 64 * heads):
-        from fasttracks.kernels import attention_hopper
-
+    if is_hopper(x.device) and GLUON and out.shape == (256, 64 * heads):
         return attention_hopper.norm_project, attention_hopper.attend
     return triton_kernels.norm_project, triton_kernels.attend

@@ -9,6 +9,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 EPS = tl.constexpr(1e-5)  # of every LayerNorm
+GLUON = tuple(int(n) for n in triton.__version__.split(".")[:2]) >= (3, 6)  # as used here
 
 
 @functools.cache

@@ -16,12 +16,13 @@ import torch
 import triton
 import triton.language as tl
 
-from fasttracks.kernels.common import follow, gelu, layer_norm, overlap
+from fasttracks.kernels.common import GLUON, follow, gelu, layer_norm, overlap
 from fasttracks.kernels.launches import launch
 
-Affine = tuple[torch.Tensor, torch.Tensor]
+if GLUON:
+    from fasttracks.kernels import mlp_hopper
 
-_GLUON = tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 6)  # as used here
+Affine = tuple[torch.Tensor, torch.Tensor]
 
 # Time in µs, by which to choose the number of splits, fitted on an H100: of 128 hidden units of a
 # tile, by kernel; of a tile besides; of starting to add up partial sums; of a row of those.
@@ -135,10 +136,8 @@ def _splits(rows: int, tiles: int, steps: int, time: float, processors: int) -> 
 
 def _hopper(x: torch.Tensor, hidden: int) -> ModuleType | None:
     """The module with the kernel for Hopper, where that can do it."""
-    if not x.is_cuda or torch.cuda.get_device_capability(x.device) != (9, 0) or not _GLUON:
+    if not x.is_cuda or torch.cuda.get_device_capability(x.device) != (9, 0) or not GLUON:
         return None
-    from fasttracks.kernels import mlp_hopper
-
     fits = x.shape[-1] == mlp_hopper.C.value and hidden % mlp_hopper.STEP.value == 0
     return mlp_hopper if fits else None
 
