@@ -29,17 +29,16 @@ class StrongestTorch(nn.Module):
             seconds = {backend: _seconds(block, x, backend) for backend in SDPA}
             self.sdpa[block.axis] = min(seconds, key=seconds.__getitem__)
         self.embed = torch.compile(network.embedding, dynamic=False)
-        self.trunk = torch.compile(self._trunk, mode=COMPILE_MODE, dynamic=False)
+        for block in network.blocks:  # those along one axis share a compilation
+            block.compile(mode=COMPILE_MODE, dynamic=False)
         self.read = torch.compile(network.read, dynamic=False)
 
     def forward(self, tracks: Tensor) -> Prediction:
-        return self.read(self.trunk(self.embed(tracks, torch.float16)))
-
-    def _trunk(self, x: Tensor) -> Tensor:
+        x = self.embed(tracks, torch.float16)
         for block in self.network.blocks:
             with sdpa_kernel(self.sdpa[block.axis]):
                 x = block(x)
-        return x
+        return self.read(x)
 
 
 def _seconds(block: nn.Module, x: Tensor, backend: SDPBackend) -> float:
