@@ -42,20 +42,28 @@ def embed(
     Works in the dtype of `tracks`, float32 or wider: the sines' arguments reach 6434 u.
     `dtype` is that of the result, by default the same.
     """
-    width = linear[0].shape[0]
+    x = encode(tracks, norm_in, linear, norm_out)
+    code = position_code(tracks.shape[TIME], x.shape[-1], x.device).to(x.dtype)
+    return (x + code[:, None]).to(dtype or x.dtype)
+
+
+def encode(tracks: Tensor, norm_in: Affine, linear: Affine, norm_out: Affine) -> Tensor:
+    """`embed` without the position code, of (..., 3)."""
     octaves = (norm_in[0].shape[0] - 4) // 6
     scale = (_PI * 2.0 ** torch.arange(octaves, device=tracks.device)).to(tracks.dtype)
     angle = tracks[..., None, :] * scale[:, None]
     waves = torch.cat([angle.sin(), angle.cos()], -1).flatten(-2)
     x = torch.cat([tracks, waves, torch.ones_like(tracks[..., :1])], -1)
-    x = _layer_norm(F.linear(_layer_norm(x, norm_in), *linear), norm_out)
+    return _layer_norm(F.linear(_layer_norm(x, norm_in), *linear), norm_out)
 
+
+def position_code(frames: int, width: int, device: torch.device) -> Tensor:
+    """Sines and cosines of the frame index (T, C), float64."""
     half = width // 2
-    frame = torch.arange(tracks.shape[TIME], dtype=torch.float64, device=tracks.device)
-    rate = 10000 ** (-torch.arange(half, dtype=torch.float64, device=tracks.device) / (half - 1))
+    frame = torch.arange(frames, dtype=torch.float64, device=device)
+    rate = 10000 ** (-torch.arange(half, dtype=torch.float64, device=device) / (half - 1))
     angle = frame[:, None] * rate
-    code = torch.cat([angle.sin(), angle.cos()], -1).to(x.dtype)
-    return (x + code[:, None]).to(dtype or x.dtype)
+    return torch.cat([angle.sin(), angle.cos()], -1)
 
 
 def attention(
@@ -63,12 +71,20 @@ def attention(
 ) -> Tensor:
     """Attention along TIME or TRACK of (B, T, N, C): x + out · attention(qkv · norm(x))."""
     sequences = x.transpose(TIME, TRACK) if axis == TIME else x
-    batch, rows, length = sequences.shape[:3]
-    h = F.linear(_layer_norm(sequences, norm), qkv)
-    q, k, v = h.view(batch * rows, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
-    h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-    h = F.linear(h.reshape(batch, rows, length, -1), out)
+    h = project(sequences, norm, qkv)
+    h = F.linear(mix(h.flatten(0, 1), heads), out).view(sequences.shape)
     return x + (h.transpose(TIME, TRACK) if axis == TIME else h)
+
+
+def project(x: Tensor, norm: Affine, qkv: Tensor) -> Tensor:
+    """Queries, keys and values (..., 3 · heads · d) of tokens (..., C): qkv · norm(x)."""
+    return F.linear(_layer_norm(x, norm), qkv)
+
+
+def mix(qkv: Tensor, heads: int) -> Tensor:
+    """softmax(QKᵀ/√d) V of sequences (S, L, 3 · heads · d): (S, L, heads · d)."""
+    q, k, v = (part.transpose(1, 2) for part in qkv.unflatten(-1, (3, heads, -1)).unbind(2))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 def mlp(x: Tensor, norm: Affine, up: Affine, down: Affine, norm_out: Affine) -> Tensor:

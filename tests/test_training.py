@@ -14,9 +14,11 @@ from helpers import tiny_network
 
 import fasttracks
 from fasttracks import Tracks
+from fasttracks.losses import unsupervised
 from fasttracks.metrics import Truth
+from fasttracks.ops import TORCH
 from fasttracks.training.library import load as load_library
-from fasttracks.training.loop import Run, Schedule, start, train
+from fasttracks.training.loop import Run, Schedule, forward, start, train
 from fasttracks.training.sources import recordings, scenes
 from fasttracks.training.supervision import supervised
 
@@ -32,6 +34,13 @@ def source():
 
 def tiny_run(schedule=SHORT):
     return Run(tiny_network(dtype=torch.float32), schedule)
+
+
+def random_tracks(shape):
+    """Any tracks (B, T, N, 3)."""
+    inputs = 0.3 * torch.randn(*shape, 3, generator=torch.Generator().manual_seed(0))
+    inputs[..., 2] = 1
+    return inputs
 
 
 def log_of(folder):
@@ -73,6 +82,29 @@ def test_supervision_learns_one_batch(source, tmp_path):
     after = supervised(run.network(batch[0]), batch[1])
     for name in ("points", "reprojection", "position"):
         assert getattr(after, name).mean() < 0.7 * getattr(before, name).mean(), name
+
+
+@pytest.mark.parametrize("device", [CPU, pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_what_is_compiled_once_for_all_shapes_is_the_network(device):
+    from fasttracks.training.compiled import COMPILED
+
+    network = tiny_network(dtype=torch.float32).to(device)
+    parameters = list(network.parameters())
+    # Eagerly, where compiling would take a minute.
+    with torch.compiler.set_stance("force_eager" if device is CPU else "default"):
+        for i, shape in enumerate(((2, 6, 10), (1, 10, 12), (3, 5, 8))):
+            inputs = random_tracks(shape).to(device)
+            found = []
+            for backend in (TORCH, COMPILED):
+                prediction = forward(network, inputs, backend)
+                loss = unsupervised(prediction, inputs).total.sum()
+                found.append([*prediction, *torch.autograd.grad(loss, parameters)])
+            for expected, value in zip(*found, strict=True):
+                difference = (value - expected).norm() / (expected.norm() + 1e-6)
+                assert difference < (1e-4 if device is CPU else 0.1)  # bfloat16 there
+            if i == 0 and device is not CPU:
+                torch.compiler.set_stance("fail_on_recompile")
+    assert len({math.prod(shape) for shape in Schedule().shapes}) == 1
 
 
 def test_a_batch_that_is_not_finite_moves_nothing():

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
+from fasttracks import ops
 from fasttracks.config import Config
 from fasttracks.files import replacing
 from fasttracks.geometry import Prediction
@@ -49,18 +50,20 @@ class Schedule:
     weight_decay: float = 0.02
     clip_norm: float = 1.0
     ema: float = 0.999
-    # clips × frames × tracks of a step, taken in turn; every shape is compiled once
+    # clips × frames × tracks of a step, taken in turn; compiled once if their product is the same
     shapes: tuple[tuple[int, int, int], ...] = (
         (24, 50, 100),
         (10, 50, 240),
-        (40, 24, 128),
-        (14, 36, 240),
+        (40, 24, 125),
+        (10, 40, 300),
         (10, 50, 240),
         (10, 100, 120),
-        (52, 16, 144),
+        (50, 16, 150),
         (10, 50, 240),
+        (20, 60, 100),
+        (4, 50, 600),
         (16, 75, 100),
-        (4, 50, 640),
+        (20, 30, 200),
     )
     seed: int = 0
 
@@ -200,26 +203,26 @@ def start(
     return Run(network.to(device), schedule)
 
 
-def forward(network: TracksTo4D, tracks: Tensor) -> Prediction:
+def forward(network: TracksTo4D, tracks: Tensor, run: ops.Backend = ops.TORCH) -> Prediction:
     """The network with its blocks in bfloat16 where there is CUDA; all else in float32."""
-    x = network.embedding(tracks)
+    x = network.embedding(tracks, run=run)
     with torch.autocast("cuda", torch.bfloat16, enabled=tracks.is_cuda):
         for block in network.blocks:
             axis: Any = block.axis
             with sdpa_kernel(_ATTENTION[axis], set_priority=True):
-                x = block(x)
+                x = block(x, run)
     return network.read(x.float())
 
 
 class _Forward(nn.Module):
     """`forward` as a module, which DistributedDataParallel asks for."""
 
-    def __init__(self, network: TracksTo4D) -> None:
+    def __init__(self, network: TracksTo4D, run: ops.Backend) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.run = network, run
 
     def forward(self, tracks: Tensor) -> Prediction:
-        return forward(self.network, tracks)
+        return forward(self.network, tracks, self.run)
 
 
 def train(
@@ -246,16 +249,16 @@ def train(
 
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     device = next(run.network.parameters()).device
+    backend, s = ops.TORCH, run.schedule
     if device.type == "cuda":
-        # One compilation for each shape and axis, shared by all blocks.
+        from fasttracks.training.compiled import COMPILED
+
+        backend = COMPILED
         limit = torch._dynamo.config.recompile_limit
-        torch._dynamo.config.recompile_limit = max(limit, 4 * len(run.schedule.shapes))
+        torch._dynamo.config.recompile_limit = max(limit, len(s.shapes))
         torch._dynamo.config.optimize_ddp = False
-        for part in (run.network.embedding, *run.network.blocks):
-            part.compile(dynamic=False)
     run.network.train()
-    model: nn.Module = _Forward(run.network)
-    s = run.schedule
+    model: nn.Module = _Forward(run.network, backend)
     if world > 1:
         model = DistributedDataParallel(model, find_unused_parameters=s.pose_warm_up > 0)
     batches = _batches(run, source, rank, world)
