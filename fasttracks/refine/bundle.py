@@ -183,7 +183,7 @@ class _Problem(NamedTuple):
         scene, e = self.start, self.evidence
         damping = torch.full_like(e.log_focal, 1e-3)
         for _ in range(_COARSE_ROUNDS):
-            e = e._replace(scale=fit_scale(scene, e, e.scale, 6))
+            e = self.weighed(scene, e.scale, 6)
             scene, damping, _ = adjust(scene, e, damping.clamp(max=1e-2), _COARSE_ITERATIONS)
         first, second = likelihood(scene, e).view(2, -1)
         second_better = (second < first) | first.isnan()
@@ -193,13 +193,32 @@ class _Problem(NamedTuple):
         )
         return best, start
 
+    def weighed(self, scene: Scene, scale: Tensor, iterations: int) -> Evidence:
+        """The evidence with each track's scale, from `scale`, and with less trust in the network's
+        cameras the further the scene's are from them: one Cauchy distribution a clip.
+        """
+        e = self.evidence
+        trust = 1 / (1 + self.change(scene)[:, None])
+        return e._replace(
+            scale=fit_scale(scene, e, scale, iterations),
+            turn_weight=trust * e.turn_weight,
+            step_weight=trust * e.step_weight,
+        )
+
+    def change(self, scene: Scene) -> Tensor:
+        """Mean square (B,) of how camera turns differ from the network's, in its deviations."""
+        turn, _ = camera_steps(scene.rotation, scene.position)
+        angle = rotation_angle(self.evidence.turn.mT @ turn)
+        weighed = angle.square() * self.evidence.turn_weight
+        return weighed.sum(1) / max(angle.shape[1], 1)
+
     def fine(self, scene: Scene) -> tuple[Scene, Tensor]:
         """The scene adjusted to the end, and the share (B,) that its last step took off."""
         e = self.evidence
         gain = torch.ones_like(e.log_focal)
         damping = torch.full_like(e.log_focal, 1e-4)
         for _ in range(_FINE_ROUNDS):
-            e = e._replace(scale=fit_scale(scene, e, e.scale, 10))
+            e = self.weighed(scene, e.scale, 10)
             scene, damping, gain = adjust(scene, e, damping.clamp(max=1e-3), _FINE_ITERATIONS)
         return scene, gain
 
@@ -214,14 +233,10 @@ class _Problem(NamedTuple):
         The latter: most tracks move, and the others contradict the network by far more than it
         is usually wrong.
         """
-        e = self.evidence
         count = (self.observed * static[:, None]).sum(2)
         few = torch.quantile(count, 0.1, dim=1) < FEW
-        turn, _ = camera_steps(scene.rotation, scene.position)
-        angle = rotation_angle(e.turn.mT @ turn) * e.turn_weight.sqrt() * CAMERA
-        change = angle.square().sum(1) / max(angle.shape[1], 1)
-        minority = static.to(angle.dtype).mean(1) < DOUBT[1]
-        return few | (minority & (change > DOUBT[0] ** 2))
+        minority = static.to(count.dtype).mean(1) < DOUBT[1]
+        return few | (minority & (CAMERA**2 * self.change(scene) > DOUBT[0] ** 2))
 
     def motion(self, scene: Scene, given: Prediction, static: Tensor) -> Motion:
         """Low-rank points: static ones those of the scene, the others fitted to their tracks."""
