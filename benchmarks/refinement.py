@@ -3,7 +3,8 @@
 Held-out scenes of the kinds that training validates on, and orbits with track noise; each clip
 as the network gives it, after bundle adjustment, after fine-tuning, and after both. Prints a
 table and writes results/refinement-DEVICE.json, with the curve of error against seconds.
-`reprojection_median` beside `tracks_median`, the tracker's own error, says how near the noise is.
+`reprojection_median` beside `tracks_median`, the tracker's own error, says how near the noise is;
+`absrel_still` is AbsRel of the points that stand still, after a scale of their own.
 """
 
 import argparse
@@ -33,7 +34,7 @@ from fasttracks.training.scenes import Clips, generate, seeded
 from fasttracks.training.variety import CASUAL
 
 RESULTS = Path(__file__).parent / "results"
-METRICS = ("absrel", "absrel_moving", "ate", "rpe_rotation", "reprojection")
+METRICS = ("absrel", "absrel_moving", "absrel_still", "ate", "rpe_rotation", "reprojection")
 KINDS = {
     **VALIDATION,
     "orbit": replace(
@@ -71,6 +72,8 @@ def measure(every: dict[str, Step], clip: Clips) -> dict[str, dict[str, float]]:
     """Metrics and seconds of one clip, by way."""
     rows: dict[str, dict[str, float]] = {}
     done: dict[str, Prediction] = {}
+    truth = clip.truth
+    still = truth._replace(visible=truth.visible & ~truth.moving[:, None])
     given = _median_offset(clip.tracks[..., :2], clip, clip.tracks[..., 2] > 0)
     for name, step in every.items():
         first = name.removesuffix(" + bundle")
@@ -80,7 +83,9 @@ def measure(every: dict[str, Step], clip: Clips) -> dict[str, dict[str, float]]:
             p = done[name] = step(clip, done.get(first))
         _wait(clip)
         seconds = time.perf_counter() - start + (rows[first]["seconds"] if first in rows else 0)
-        found = metrics(Estimate(p.points_camera, p.rotation, p.position, p.projection), clip.truth)
+        estimate = Estimate(p.points_camera, p.rotation, p.position, p.projection)
+        found = metrics(estimate, clip.truth)
+        found["absrel_still"] = metrics(estimate, still)["absrel"]
         rows[name] = {
             **{key: float(found[key]) for key in METRICS},
             "reprojection_median": _median_offset(p.projection, clip, clip.visible),
