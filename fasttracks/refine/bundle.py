@@ -31,7 +31,7 @@ from fasttracks.refine.positive import has_kernels, solve
 NOISE = 0.5 / 525  # least scale of a track's offsets, in units of the focal length
 DEPTH, FOCAL = 0.3, 0.4  # deviation, as a share, of the network's depths and focal lengths
 CAMERA = 1.5  # of its camera steps, in radians and median depths, as a share of the least γ
-CALM, FIRMNESS = 2.5, 8  # a track with γ over so many least γ counts less, by that power
+CALM, FIRMNESS = 2.5, 4  # a track with γ over so many least γ counts less, by that power
 MOVING_DEPTH = 0.02  # of a whole track of its depths of what moves
 ACCELERATION = 0.01  # of what moves, as a share of the median depth, a frame²
 STATIC = 6 * NOISE, 4  # a track whose static scale is less, seen so often, doesn't move
