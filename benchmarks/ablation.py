@@ -23,7 +23,7 @@ from fasttracks.training.variety import CASUAL, Variety
 from fasttracks.weights import resolve_device
 
 RESULTS = Path(__file__).parent / "results"
-# Fewer than a full run has: each takes seconds to compile.
+# Not the schedule's own, which change: all runs of the table have the same.
 SHAPES = ((24, 50, 100), (10, 50, 240), (40, 24, 128), (10, 50, 240),
           (10, 100, 120), (10, 50, 240), (24, 50, 100), (4, 50, 640))  # fmt: skip
 METRICS = ("absrel", "absrel_moving", "rpe_rotation", "ate", "reprojection")

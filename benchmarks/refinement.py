@@ -84,7 +84,7 @@ def measure(every: dict[str, Step], clip: Clips) -> dict[str, dict[str, float]]:
         _wait(clip)
         seconds = time.perf_counter() - start + (rows[first]["seconds"] if first in rows else 0)
         estimate = Estimate(p.points_camera, p.rotation, p.position, p.projection)
-        found = metrics(estimate, clip.truth)
+        found = metrics(estimate, truth)
         found["absrel_still"] = metrics(estimate, still)["absrel"]
         rows[name] = {
             **{key: float(found[key]) for key in METRICS},

@@ -42,9 +42,7 @@ def embed(
     Works in the dtype of `tracks`, float32 or wider: the sines' arguments reach 6434 u.
     `dtype` is that of the result, by default the same.
     """
-    x = encode(tracks, norm_in, linear, norm_out)
-    code = position_code(tracks.shape[TIME], x.shape[-1], x.device).to(x.dtype)
-    return (x + code[:, None]).to(dtype or x.dtype)
+    return add_position_code(encode(tracks, norm_in, linear, norm_out), dtype)
 
 
 def encode(tracks: Tensor, norm_in: Affine, linear: Affine, norm_out: Affine) -> Tensor:
@@ -57,13 +55,14 @@ def encode(tracks: Tensor, norm_in: Affine, linear: Affine, norm_out: Affine) ->
     return _layer_norm(F.linear(_layer_norm(x, norm_in), *linear), norm_out)
 
 
-def position_code(frames: int, width: int, device: torch.device) -> Tensor:
-    """Sines and cosines of the frame index (T, C), float64."""
-    half = width // 2
-    frame = torch.arange(frames, dtype=torch.float64, device=device)
-    rate = 10000 ** (-torch.arange(half, dtype=torch.float64, device=device) / (half - 1))
+def add_position_code(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Tokens (B, T, N, C) plus sines and cosines of their frame; the result in `dtype`, or x's."""
+    frames, half = x.shape[TIME], x.shape[-1] // 2
+    frame = torch.arange(frames, dtype=torch.float64, device=x.device)
+    rate = 10000 ** (-torch.arange(half, dtype=torch.float64, device=x.device) / (half - 1))
     angle = frame[:, None] * rate
-    return torch.cat([angle.sin(), angle.cos()], -1)
+    code = torch.cat([angle.sin(), angle.cos()], -1).to(x.dtype)
+    return (x + code[:, None]).to(dtype or x.dtype)
 
 
 def attention(

@@ -31,9 +31,7 @@ def embed(
 ) -> Tensor:
     """As `ops.embed`."""
     x = _encode(tracks.flatten(0, 2), norm_in, linear, norm_out)
-    x = x.view(*tracks.shape[:3], -1)
-    code = ops.position_code(tracks.shape[TIME], x.shape[-1], x.device).to(x.dtype)
-    return (x + code[:, None]).to(dtype or x.dtype)
+    return ops.add_position_code(x.view(*tracks.shape[:3], -1), dtype)
 
 
 def attention(
