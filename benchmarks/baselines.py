@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch._inductor.config as inductor
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -50,7 +51,11 @@ def _seconds(block: nn.Module, x: Tensor, backend: SDPBackend) -> float:
 
 
 def strongest_torch(inputs: Tensor) -> tuple[Callable[[Tensor], Prediction], dict[str, Any]]:
-    """Compiled for this very shape and put into a CUDA graph; and what it is made of."""
+    """Compiled for this very shape and put into a CUDA graph; and what it is made of.
+
+    TORCHINDUCTOR_MAX_AUTOTUNE_GEMM_BACKENDS=ATEN leaves products to cuBLAS, where trying all of
+    Triton's takes too long: over five minutes at 4096 × 50.
+    """
     network = fasttracks.load("base", device=inputs.device, precision="fp16", backend="torch")
     strongest = StrongestTorch(network, inputs)
     _, frames, tracks, _ = inputs.shape
@@ -59,6 +64,7 @@ def strongest_torch(inputs: Tensor) -> tuple[Callable[[Tensor], Prediction], dic
         "sdpa over time": strongest.sdpa[ops.TIME].name,
         "sdpa over tracks": strongest.sdpa[ops.TRACK].name,
         "compiled": f"{COMPILE_MODE}, in a CUDA graph",
+        "matrix products": inductor.max_autotune_gemm_backends,
     }
     return engine, used
 
