@@ -2,8 +2,9 @@
 
     python benchmarks/ablation.py --data DATA -o FOLDER
 
-All are judged on the same held-out scenes. Writes results/ablation.json and prints its table.
-A run that is already in FOLDER is not repeated.
+All are judged on the same held-out scenes. Prints a table and puts its runs, each with its commit,
+into results/ablation.json, in place of those of the same name; the others stay if they were made on
+such a device, as long and judged on as many clips. A run that is already in FOLDER is not repeated.
 """
 
 import argparse
@@ -52,17 +53,23 @@ def main() -> None:
 
     device = resolve_device(options.device)
     held_out = validation(load_library(options.data, "validation", device), options.clips)
+    about = machine.describe(device.type)
+    commit = {"commit": about.pop("commit")}
     results = {}
     for name in options.runs:
         folder = options.output / name.replace(" ", "-").replace("'", "")
         if not (folder / "log.jsonl").is_file():
             ablate(folder, held_out, device, options.data, options.steps, **RUNS[name])
         last = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
-        results[name] = last["validation"]
-        for kind, values in results[name].items():
+        results[name] = commit | last["validation"]
+        for kind, values in last["validation"].items():
             print(f"{name:28} {kind:10}", *(f"{m} {values[m]:.3f}" for m in METRICS), flush=True)
-    record = {**machine.describe(device.type), "steps": options.steps, "runs": results}
-    (RESULTS / "ablation.json").write_text(json.dumps(record, indent=1) + "\n")
+    path = RESULTS / "ablation.json"
+    before = json.loads(path.read_text()) if path.exists() else {}
+    setting = {"device": about["device"], "steps": options.steps, "clips": options.clips}
+    if setting.items() <= before.items():
+        results = before["runs"] | results
+    path.write_text(json.dumps({**about, **setting, "runs": results}, indent=1) + "\n")
 
 
 def ablate(
