@@ -19,6 +19,7 @@ from fasttracks.metrics import Truth
 from fasttracks.ops import TORCH
 from fasttracks.training.library import load as load_library
 from fasttracks.training.loop import Run, Schedule, forward, start, train
+from fasttracks.training.muon import Muon
 from fasttracks.training.sources import recordings, scenes
 from fasttracks.training.supervision import supervised
 
@@ -116,6 +117,24 @@ def test_a_batch_that_is_not_finite_moves_nothing():
         assert torch.isfinite(parameter).all(), name
         assert torch.allclose(parameter, before[name], atol=1e-4), name  # weight decay at most
     assert all(torch.isfinite(value).all() for value in run.average.values())
+
+
+def test_muon_of_many_is_torchs_of_each():
+    options = {"lr": 1e-2, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
+    shapes = [(96, 32)] * 3 + [(32, 64)] * 2 + [(32, 32)]
+    start = [torch.randn(shape) for shape in shapes]
+    ours = [torch.nn.Parameter(value.clone()) for value in start]
+    theirs = [torch.nn.Parameter(value.clone()) for value in start]
+    together, alone = Muon(ours, **options), torch.optim.Muon(theirs, **options)
+    for _ in range(3):
+        for a, b in zip(ours, theirs, strict=True):
+            a.grad = torch.randn_like(a)
+            b.grad = a.grad.clone()
+        together.step()
+        alone.step()
+    for a, b, before in zip(ours, theirs, start, strict=True):
+        assert torch.allclose(a, b, atol=1e-3 * (b - before).abs().max().item())
+    assert together.state_dict()["state"].keys() == alone.state_dict()["state"].keys()
 
 
 def test_recordings_without_truth(tmp_path):

@@ -25,6 +25,7 @@ from fasttracks.losses import unsupervised
 from fasttracks.metrics import Estimate, Truth, flat_guess, metrics
 from fasttracks.network import TracksTo4D
 from fasttracks.ops import TIME, TRACK
+from fasttracks.training.muon import Muon
 from fasttracks.training.sources import Batch, Source
 from fasttracks.training.supervision import supervised
 from fasttracks.weights import load, save
@@ -97,7 +98,7 @@ class Run:
         others = [p for p in others if all(p is not q for q in matrices)]
         # Muon's steps are as long as Adam's, but turn a matrix as a whole.
         self.optimizers = [
-            torch.optim.Muon(
+            Muon(
                 [{"params": matrices, "relative": 1.0}],
                 lr=schedule.learning_rate,
                 weight_decay=schedule.weight_decay,
@@ -119,13 +120,13 @@ class Run:
         return s.learning_rate * pace(self.step, s.warm_up, done)
 
     def update(self, loss: Tensor) -> Tensor:
-        """One step down the gradient of a loss; a loss or gradient that isn't finite is skipped.
+        """One step down the gradient of a loss; a gradient that isn't finite is skipped.
 
         Returns the gradient's norm.
         """
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.schedule.clip_norm)
-        sane = torch.isfinite(norm) & torch.isfinite(loss)
+        sane = torch.isfinite(norm)
         # Chosen on the device, so that the host needn't wait: a gradient of zero moves nothing.
         for parameter in self.network.parameters():
             if parameter.grad is not None:
