@@ -328,13 +328,23 @@ def test_shipped_weights_are_halved_in_error():
     with torch.no_grad():
         start = fasttracks.load("base", device="cpu", precision="fp32")(clips.tracks)
     result, _ = bundle(start, clips.tracks, clips.focal == 1)
+    hidden = ~clips.visible
     before, after = (
-        metrics(Estimate(p.points_camera, p.rotation, p.position, p.projection), clips.truth)
+        {
+            **metrics(Estimate(p.points_camera, p.rotation, p.position, p.projection), clips.truth),
+            # The median, as a mean is of points that the tracker had lost or was wrong about.
+            "reprojection": (p.projection - clips.truth_tracks)
+            .norm(dim=-1)
+            .masked_fill(hidden, float("nan"))
+            .flatten(1)
+            .nanmedian(1)
+            .values,
+        }
         for p in (start, result)
     )
-    for name, most in {"ate": 0.5, "rpe_rotation": 0.5, "reprojection": 0.7}.items():
+    for name in ("ate", "rpe_rotation", "reprojection"):
         assert (after[name] < 1.02 * before[name]).sum() >= 22, name
-        assert after[name].median() < most * before[name].median(), name
+        assert after[name].median() < 0.5 * before[name].median(), name
 
 
 @pytest.mark.parametrize("refine", ["bundle", "finetune"])
