@@ -27,6 +27,15 @@ class Truth(NamedTuple):
     tracks: Tensor  # (B, T, N, 2) exact projections, normalised by the assumed focal length
     focal: Tensor  # (B,) true over assumed focal length
 
+    def during(self, frames: slice) -> "Truth":
+        """That of some of the frames; what moves in any moves."""
+        by_frame = {
+            name: value[:, frames]
+            for name, value in self._asdict().items()
+            if name not in ("moving", "focal")
+        }
+        return self._replace(**by_frame)
+
 
 class Estimate(NamedTuple):
     """What is judged; world frame and scale are free. Shapes as in `Truth`."""

@@ -1,6 +1,6 @@
 """The network's operations as they train fastest: compiled once, whatever the shape of clips.
 
-What works on tokens one by one is compiled for their number alone; softmax attention is torch's.
+What works on tokens one by one is compiled for any number of them; softmax attention is torch's.
 """
 
 from typing import Any
@@ -12,12 +12,12 @@ from torch import Tensor
 from fasttracks import ops
 from fasttracks.ops import TIME, TRACK, Affine
 
-_encode = torch.compile(ops.encode, dynamic=False)
-_project = torch.compile(ops.project, dynamic=False)
-_mlp = torch.compile(ops.mlp, dynamic=False)
+_encode = torch.compile(ops.encode, dynamic=True)
+_project = torch.compile(ops.project, dynamic=True)
+_mlp = torch.compile(ops.mlp, dynamic=True)
 
 
-@torch.compile(dynamic=False)
+@torch.compile(dynamic=True)
 def _add_product(x: Tensor, h: Tensor, weight: Tensor) -> Tensor:
     return x + F.linear(h, weight)
 
@@ -30,7 +30,8 @@ def embed(
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """As `ops.embed`."""
-    x = _encode(tracks.flatten(0, 2), norm_in, linear, norm_out)
+    tokens = tracks.flatten(0, 2).clone()  # a view would be compiled for what it is a view of
+    x = _encode(tokens, norm_in, linear, norm_out)
     return ops.add_position_code(x.view(*tracks.shape[:3], -1), dtype)
 
 

@@ -26,6 +26,7 @@ from fasttracks.metrics import Estimate, Truth, flat_guess, metrics
 from fasttracks.network import TracksTo4D
 from fasttracks.ops import TIME, TRACK
 from fasttracks.training.muon import Muon
+from fasttracks.training.scenes import seeded
 from fasttracks.training.sources import Batch, Source
 from fasttracks.training.supervision import supervised
 from fasttracks.weights import load, save
@@ -51,21 +52,24 @@ class Schedule:
     weight_decay: float = 0.02
     clip_norm: float = 1.0
     ema: float = 0.999
-    # clips × frames × tracks of a step, taken in turn; compiled once if their product is the same
+    # clips × frames × tracks of a step, taken in turn
     shapes: tuple[tuple[int, int, int], ...] = (
-        (24, 50, 100),
-        (10, 50, 240),
-        (40, 24, 125),
-        (10, 40, 300),
-        (10, 50, 240),
-        (10, 100, 120),
-        (50, 16, 150),
-        (10, 50, 240),
-        (20, 60, 100),
-        (4, 50, 600),
-        (16, 75, 100),
-        (20, 30, 200),
+        (24, 60, 100),
+        (10, 60, 240),
+        (50, 24, 125),
+        (12, 40, 300),
+        (10, 60, 240),
+        (10, 120, 120),
+        (50, 16, 180),
+        (10, 60, 240),
+        (20, 75, 100),
+        (4, 60, 600),
+        (6, 160, 150),
+        (24, 30, 200),
     )
+    # of a step's frames, the least share that is kept: a network trained on few lengths has its
+    # cameras twice as wrong at any other
+    shortest: float = 0.6
     seed: int = 0
 
 
@@ -255,8 +259,6 @@ def train(
         from fasttracks.training.compiled import COMPILED
 
         backend = COMPILED
-        limit = torch._dynamo.config.recompile_limit
-        torch._dynamo.config.recompile_limit = max(limit, len(s.shapes))
         torch._dynamo.config.optimize_ddp = False
     run.network.train()
     model: nn.Module = _Forward(run.network, backend)
@@ -313,7 +315,19 @@ def _batches(run: Run, source: Source, rank: int, world: int) -> Iterator[Batch]
             for tensor in (batch[0], *(batch[1] or ())):
                 tensor.record_stream(main)
             ahead = make(step + 1)
-        yield batch
+        yield cut(batch, run.schedule, step)
+
+
+def cut(batch: Batch, schedule: Schedule, step: int) -> Batch:
+    """A run of the frames of all clips, of a length that is drawn for the step."""
+    inputs, truth = batch
+    frames = inputs.shape[1]
+    draw = seeded((schedule.seed << 32) + step, "lengths", "cpu")
+    least = math.ceil(schedule.shortest * frames)
+    length = int(torch.randint(least, frames + 1, (), generator=draw))
+    begin = int(torch.randint(frames - length + 1, (), generator=draw))
+    part = slice(begin, begin + length)
+    return inputs[:, part], truth and truth.during(part)
 
 
 class _Log:
