@@ -240,6 +240,20 @@ def test_on_a_gpu() -> None:
         assert value.isfinite().all(), name
 
 
+@pytest.mark.gpu
+def test_sight_on_a_gpu_is_that_on_a_cpu() -> None:
+    stock = library.load(None, "train", "cuda")
+    draw = Draw(scenes.seeded(0, "train", "cuda"))
+    scene, clips = scenes._shoot(4, 20, 60, stock, draw, Variety())
+    points = clips.points_camera @ clips.rotation.mT + clips.position[:, :, None]
+    slack = points.new_zeros(4, 60, scene.solids.scale.shape[1])
+    seen = casting.in_sight(scene.solids, scene.planes, scene.position, points, slack)
+    solids = casting.Solids(*(value.cpu() for value in scene.solids))
+    planes = casting.Planes(*(value.cpu() for value in scene.planes))
+    there = casting.in_sight(solids, planes, *(x.cpu() for x in (scene.position, points, slack)))
+    assert (seen.cpu() == there).float().mean() > 0.99  # some lie on what they are seen through
+
+
 def test_seeds_differ_beyond_32_bits():
     seeds = [
         (0, "train"),
