@@ -113,7 +113,7 @@ function medianDepth({ frames, points, cameras, positions }) {
   return Math.max(quantile(depths, 0.5), 1e-6);
 }
 
-/** The middle and radius of points and cameras, but for a few far strays. */
+/** The middle and radius of points and of cameras, but for a few far strays. */
 function measure(clip, upright, centres) {
   const place = new Vector3();
   const places = [...centres];
@@ -122,6 +122,6 @@ function measure(clip, upright, centres) {
   }
   const axis = (name, share) => quantile(Float32Array.from(places, (p) => p[name]), share);
   const centre = new Vector3(...["x", "y", "z"].map((c) => (axis(c, 0.03) + axis(c, 0.97)) / 2));
-  const radius = quantile(Float32Array.from(places, (p) => p.distanceTo(centre)), 0.9);
-  return { centre, radius: Math.max(radius, 1e-3) };
+  const away = (list, share) => quantile(Float32Array.from(list, (p) => p.distanceTo(centre)), share);
+  return { centre, radius: Math.max(away(places, 0.9), away(centres, 0.9), 1e-3) };
 }
