@@ -30,15 +30,16 @@ class StrongestTorch(nn.Module):
             seconds = {backend: _seconds(block, x, backend) for backend in SDPA}
             self.sdpa[block.axis] = min(seconds, key=seconds.__getitem__)
         self.embed = torch.compile(network.embedding, dynamic=False)
-        for block in network.blocks:  # those along one axis share a compilation
+        for block in network.blocks:  # those along one axis share a compilation, but for the last
             block.compile(mode=COMPILE_MODE, dynamic=False)
         self.read = torch.compile(network.read, dynamic=False)
 
     def forward(self, tracks: Tensor) -> Prediction:
         x = self.embed(tracks, torch.float16)
         for block in self.network.blocks:
+            dtype = tracks.dtype if block is self.network.blocks[-1] else None
             with sdpa_kernel(self.sdpa[block.axis]):
-                x = block(x)
+                x = block(x, dtype=dtype)
         return self.read(x)
 
 

@@ -86,7 +86,7 @@ def _mlp(
     if splits == 1:
         bias = tl.load(down_bias + c, mask=in_c, other=0.0).to(tl.float32)
         acc += tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32) + bias[None, :]
-        tl.store(y + offsets, layer_norm(acc, out_weight, out_bias, c, C).to(dtype), mask=mask)
+        tl.store(y + offsets, layer_norm(acc, out_weight, out_bias, c, C), mask=mask)
     else:
         tl.store(partial + split.to(tl.int64) * apart * C + offsets, acc.to(dtype), mask=mask)
 
@@ -119,7 +119,7 @@ def _finish(
         h += tl.load(partial + offsets, mask=mask, other=0.0).to(tl.float32)
         partial += apart.to(tl.int64) * C
     h = layer_norm(h, out_weight, out_bias, c, C)
-    tl.store(y + offsets, h.to(y.dtype.element_ty), mask=mask)
+    tl.store(y + offsets, h, mask=mask)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -142,7 +142,14 @@ def _hopper(x: torch.Tensor, hidden: int) -> ModuleType | None:
     return mlp_hopper if fits else None
 
 
-def mlp(x: torch.Tensor, norm: Affine, up: Affine, down: Affine, norm_out: Affine) -> torch.Tensor:
+def mlp(
+    x: torch.Tensor,
+    norm: Affine,
+    up: Affine,
+    down: Affine,
+    norm_out: Affine,
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
     """norm_out(x + down · gelu(up · norm(x))), accumulated and normalised in float32.
 
     All tensors are float16 or all are bfloat16, on one device, contiguous and, as torch allocates
@@ -155,13 +162,14 @@ def mlp(x: torch.Tensor, norm: Affine, up: Affine, down: Affine, norm_out: Affin
         up: weight (H, C) and bias (H,).
         down: weight (C, H) and bias (C,).
         norm_out: weight and bias (C,) of the closing LayerNorm.
+        dtype: of the result: x's, which None stands for, or float32.
 
     Returns:
-        (..., C), in x's dtype.
+        (..., C), contiguous.
     """
     H, C = up[0].shape
     rows = x.numel() // C
-    y = torch.empty_like(x)
+    y = torch.empty_like(x, dtype=dtype)
     if not rows:
         return y
     hopper = _hopper(x, H)
@@ -177,7 +185,7 @@ def mlp(x: torch.Tensor, norm: Affine, up: Affine, down: Affine, norm_out: Affin
         processors = torch.cuda.get_device_properties(x.device).multi_processor_count
     splits = _splits(rows, tiles, steps, time, processors)
     apart = tiles * tile  # rows from one split's partial sums to the next's
-    partial = x.new_empty(splits * apart, C) if splits > 1 else y.view(rows, C)
+    partial = x.new_empty(splits * apart, C) if splits > 1 else x.view(rows, C)
     block = triton.next_power_of_2(C)
     with torch.cuda.device_of(x):  # nothing for a CPU tensor, in the interpreter
         if hopper:

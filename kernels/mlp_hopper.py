@@ -125,7 +125,7 @@ def _step(acc, tokens, up_bias, ring, count, OUT: gl.constexpr):
 @gluon.jit
 def _compute(
     x, y, partial, norm, up_bias, down_bias, norm_out, ring, tokens, again, free, rows, items,
-    splits, H: gl.constexpr, HALF: gl.constexpr, OVERLAP: gl.constexpr,
+    splits, H: gl.constexpr, HALF: gl.constexpr, WIDE: gl.constexpr, OVERLAP: gl.constexpr,
 ):  # fmt: skip
     """One half of every tile."""
     dtype: gl.constexpr = x.dtype.element_ty
@@ -163,9 +163,15 @@ def _compute(
             mbarrier.wait(again, phase)
             phase ^= 1
             acc += tokens.load(OUT).to(gl.float32)
-            tokens.store(layer_norm(acc, norm_out[0], norm_out[1], c, C).to(dtype))
-            hopper.fence_async_shared()
-            _store(y, [row, 0], tokens)
+            acc = layer_norm(acc, norm_out[0], norm_out[1], c, C)
+            if WIDE:  # than what is in shared memory
+                r_out = row + gl.arange(0, ROWS, layout=gl.SliceLayout(1, OUT))
+                places = y + (r_out.to(gl.int64)[:, None] * C + c[None, :])
+                gl.store(places, acc, mask=(r_out < rows)[:, None])
+            else:
+                tokens.store(acc.to(dtype))
+                hopper.fence_async_shared()
+                _store(y, [row, 0], tokens)
         else:
             _barrier()
             tokens.store(acc.to(dtype))
@@ -177,9 +183,11 @@ def _compute(
 # Of what isn't a constexpr, only alignment and dtype are specialised on.
 @gluon.jit(do_not_specialize=["rows", "items", "splits"])
 def _mlp(
-    x, x_tiles, y_tiles, partial_tiles, norm_weight, norm_bias, up_tiles, up_bias, down_tiles,
-    down_bias, out_weight, out_bias, rows, items, splits, H: gl.constexpr, OVERLAP: gl.constexpr,
+    x, x_tiles, y, partial_tiles, norm_weight, norm_bias, up_tiles, up_bias, down_tiles,
+    down_bias, out_weight, out_bias, rows, items, splits, H: gl.constexpr, WIDE: gl.constexpr,
+    OVERLAP: gl.constexpr,
 ):  # fmt: skip
+    """`y` is tiles of the tokens' dtype or, with WIDE, where float32 begins."""
     dtype: gl.constexpr = x.dtype.element_ty
     BARRIER: gl.constexpr = mbarrier.MBarrierLayout()
     tokens = gl.allocate_shared_memory(dtype, [2, ROWS, C], x_tiles.layout)
@@ -200,10 +208,10 @@ def _mlp(
     norm_out = (out_weight, out_bias)
     gl.warp_specialize(
         [
-            (_compute, (x, y_tiles, partial_tiles, norm, up_bias, down_bias, norm_out, ring,
-                        tokens, again, free, rows, items, splits, H, 0, OVERLAP)),
-            (_compute, (x, y_tiles, partial_tiles, norm, up_bias, down_bias, norm_out, ring,
-                        tokens, again, free, rows, items, splits, H, 1, OVERLAP)),
+            (_compute, (x, y, partial_tiles, norm, up_bias, down_bias, norm_out, ring, tokens,
+                        again, free, rows, items, splits, H, 0, WIDE, OVERLAP)),
+            (_compute, (x, y, partial_tiles, norm, up_bias, down_bias, norm_out, ring, tokens,
+                        again, free, rows, items, splits, H, 1, WIDE, OVERLAP)),
             (_produce, (x_tiles, up_tiles, down_tiles, ring, tokens, again, free, items, splits,
                         H)),
         ],
@@ -213,9 +221,13 @@ def _mlp(
 
 
 def launch(x, y, partial, norm, up, down, norm_out, splits: int, processors: int) -> None:
-    """Write `mlp` of x (rows, 256) to `y` or, where `splits` > 1, partial sums to `partial`."""
+    """Write `mlp` of x (rows, 256) to `y` or, where `splits` > 1, partial sums to `partial`.
+
+    `y` is of x's dtype or float32.
+    """
     rows, width = x.shape
     items = -(-rows // (2 * ROWS.value)) * splits
+    wide = y.dtype != x.dtype
     dtype = gl.float16 if x.dtype == torch.float16 else gl.bfloat16
     layout = gl.NVMMASharedLayout.get_default_for([ROWS.value, width], dtype)
 
@@ -225,7 +237,7 @@ def launch(x, y, partial, norm, up, down, norm_out, splits: int, processors: int
     _mlp[(min(items, processors),)](
         x,
         tiles(x, ROWS.value, width),
-        tiles(y, ROWS.value, width),
+        y if wide else tiles(y, ROWS.value, width),
         tiles(partial, ROWS.value, width),
         *norm,
         tiles(up[0], STEP.value, width // 2),
@@ -237,6 +249,7 @@ def launch(x, y, partial, norm, up, down, norm_out, splits: int, processors: int
         items,
         splits,
         H=len(up[0]),
+        WIDE=wide,
         **LAUNCH,
         **overlap(x.device),
     )

@@ -166,7 +166,7 @@ MLP_TYPES = {
         for part in ("weight", "bias")
     },
     **dict.fromkeys(("rows", "items", "splits", "apart"), "i32"),
-    **dict.fromkeys(("x_tiles", "y_tiles", "partial_tiles"), tile("fp16", 64, 256, gluon=True)),
+    **dict.fromkeys(("x_tiles", "partial_tiles"), tile("fp16", 64, 256, gluon=True)),
     "up_tiles": tile("fp16", 128, 128, gluon=True),
     "down_tiles": tile("fp16", 256, 64, gluon=True),
 }
@@ -215,7 +215,16 @@ CASES = [
     Case(
         "mlp finish", mlp._finish, {"C": 256, "BLOCK_C": 256, **launched("mlp_finish")}, MLP_TYPES
     ),
-    Case("mlp hopper", mlp_hopper._mlp, {"H": 2048, **mlp_hopper.LAUNCH}, MLP_TYPES, (90,)),
+    *(
+        Case(
+            f"mlp hopper{' wide' if wide else ''}",
+            mlp_hopper._mlp,
+            {"H": 2048, "WIDE": wide, **mlp_hopper.LAUNCH},
+            MLP_TYPES | {"y": "*fp32" if wide else tile("fp16", 64, 256, gluon=True)},
+            (90,),
+        )
+        for wide in (False, True)
+    ),
     *attention_cases("fp16"),
     *refinement_cases(),
 ]

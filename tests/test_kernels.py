@@ -152,6 +152,7 @@ LIMITS = {
     "mlp": (224, 99 << 10, True),  # the shared memory of sm_86
     "mlp finish": (64, 4096, False),
     "mlp hopper": (168, 227 << 10, True),
+    "mlp hopper wide": (168, 227 << 10, True),
     "norm_project fp16": (255, 99 << 10, True),
     "norm_project hopper fp16": (168, 227 << 10, True),
     "attend fp16": (255, 99 << 10, True),

@@ -47,15 +47,15 @@ def widened(found: Arguments) -> Arguments:
     return x.double(), *((w.double(), b.double()) for w, b in affine)
 
 
-def check(found: Tensor, given: Arguments) -> None:
+def check(found: Tensor, given: Arguments, dtype: torch.dtype | None = None) -> None:
     """The kernel errs at most twice as much as eager torch does in its dtype, plus rounding."""
     x = given[0]
-    assert found.dtype == x.dtype
+    assert found.dtype == (dtype or x.dtype)
     assert found.shape == x.shape
     truth = ops.mlp(*widened(given))
-    budget = (ops.mlp(*given) - truth).abs()
+    budget = (ops.mlp(*given, dtype) - truth).abs()
     error = (found - truth).abs()
-    rounding = torch.finfo(x.dtype).eps * truth.abs()
+    rounding = torch.finfo(found.dtype).eps * truth.abs()
     assert error.max() <= 2 * budget.max() + rounding.max()
     assert error.norm() <= 2 * budget.norm() + rounding.norm()
 
@@ -79,11 +79,13 @@ def test_gelu_is_exact_to_float16(kernel_device: torch.device) -> None:
     assert ((y - truth).abs() / unit).max() < 0.2
 
 
+@pytest.mark.parametrize("dtype", [None, torch.float32])
 @pytest.mark.parametrize("splits", [1, 3])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 17), (3, 3, 7), (1, 3, 37)])
 def test_mlp(
     shape: tuple[int, ...],
     splits: int,
+    dtype: torch.dtype | None,
     kernel_device: torch.device,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -91,8 +93,8 @@ def test_mlp(
     for width, hidden in (TINY, (48, 80)):
         given = arguments((*shape, width), hidden, kernel_device)
         with poisoned_memory():
-            found = kernels.mlp(*given)
-        check(found, given)
+            found = kernels.mlp(*given, dtype)
+        check(found, given, dtype)
 
 
 @pytest.mark.parametrize(("rows", "splits"), [(1, 16), (5000, 3), (12_800, 1), (50_000, 1)])
@@ -119,10 +121,11 @@ def test_mlp_of_the_released_width(kernel_device: torch.device) -> None:
 @pytest.mark.parametrize("rows", [1, 17, 63, 111, 128, 1000, 5000, 12800, 14175, 50001])
 def test_mlp_of_real_sizes(rows: int, dtype: torch.dtype, kernel_device: torch.device) -> None:
     given = arguments((1, 1, rows, RELEASED[0]), RELEASED[1], kernel_device, dtype)
-    with poisoned_memory():
-        found = kernels.mlp(*given)
-    check(found, given)
-    assert torch.equal(found, kernels.mlp(*given))
+    for result in (None, torch.float32):
+        with poisoned_memory():
+            found = kernels.mlp(*given, result)
+        check(found, given, result)
+        assert torch.equal(found, kernels.mlp(*given, result))
 
 
 @pytest.mark.gpu

@@ -10,8 +10,8 @@ from torch import Tensor
 class Muon(torch.optim.Muon):
     """torch.optim.Muon, with matrices of one shape orthogonalised together.
 
-    Same updates and state. One by one, the matrices of the network's six blocks take the host a
-    third of a training step's time.
+    Same updates and state. One by one, the matrices of the network's six blocks take over a
+    quarter of a training step.
     """
 
     @torch.no_grad()
