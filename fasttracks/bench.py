@@ -148,7 +148,7 @@ def check(found: dict[str, float], dtype: torch.dtype = torch.float16) -> None:
     """The gate: InputError if an error is beyond its limit, or is no number.
 
     bfloat16, whose rounding is 8 times coarser, is allowed 16 times as much: plain torch's own
-    reprojection differs by up to 2.4 px.
+    reprojection differs by up to 1.6 px.
     """
     allowance = 16 if dtype == torch.bfloat16 else 1
     limits = {name: allowance * most for name, most in LIMITS.items()}

@@ -68,7 +68,7 @@ class TracksTo4D(nn.Module):
         last = x.to(self.points.weight.dtype)
         jobs: list[Callable[[], Any]] = [
             lambda: time.transform(x, run),
-            lambda: track.transform(x, run, last.dtype),
+            lambda: blocks[-1].transform(x, run, last.dtype),
             lambda: track.attend(time.attend(x, run), run),
             lambda: self.read(last, run),
         ]

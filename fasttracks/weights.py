@@ -42,7 +42,7 @@ def load(
         model: "base", or a file that `fasttracks convert` or `save` wrote.
         device: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1", ...
         precision: of the transformer blocks: "fp32", "fp16", "bf16", or "auto": float16 on
-            CUDA, float32 elsewhere. Embedding, heads and geometry stay in float32.
+            CUDA, float32 elsewhere. Embedding, last norm, heads and geometry stay in float32.
         backend: "triton" (our kernels, on a CUDA GPU that they run on), "torch", or "auto", as
             `ops.choose` takes it.
 
@@ -66,10 +66,12 @@ def load(
         network = TracksTo4D(config, backend=chosen.name)
     shapes = {name: tuple(t.shape) for name, t in network.state_dict().items()}
     _check_layout(path, tensors, shapes)
-    # Cast each tensor on its own: the file's float16 copy and a float32 one of everything
-    # would be twice the memory.
-    network.load_state_dict({k: t.float() for k, t in tensors.items()}, assign=True)
-    network.blocks.to(dtype)
+    # The last norm, rounded, would be most of bfloat16's error.
+    precise = f"blocks.{len(network.blocks) - 1}.norm."
+    for name, tensor in tensors.items():
+        half = name.startswith("blocks.") and not name.startswith(precise)
+        tensors[name] = tensor.to(dtype if half else torch.float32)
+    network.load_state_dict(tensors, assign=True)
     return network.eval().requires_grad_(False).to(device)
 
 

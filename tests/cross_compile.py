@@ -220,7 +220,12 @@ CASES = [
             f"mlp hopper{' wide' if wide else ''}",
             mlp_hopper._mlp,
             {"H": 2048, "WIDE": wide, **mlp_hopper.LAUNCH},
-            MLP_TYPES | {"y": "*fp32" if wide else tile("fp16", 64, 256, gluon=True)},
+            MLP_TYPES
+            | (
+                dict.fromkeys(("y", "out_weight", "out_bias"), "*fp32")
+                if wide
+                else {"y": tile("fp16", 64, 256, gluon=True)}
+            ),
             (90,),
         )
         for wide in (False, True)
