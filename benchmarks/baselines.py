@@ -37,9 +37,8 @@ class StrongestTorch(nn.Module):
     def forward(self, tracks: Tensor) -> Prediction:
         x = self.embed(tracks, torch.float16)
         for block in self.network.blocks:
-            dtype = tracks.dtype if block is self.network.blocks[-1] else None
             with sdpa_kernel(self.sdpa[block.axis]):
-                x = block(x, dtype=dtype)
+                x = block(x)
         return self.read(x)
 
 

@@ -20,8 +20,9 @@ _compiled: set[tuple[torch.device, torch.dtype]] = set()  # whose kernels are th
 class TracksTo4D(nn.Module):
     """Point tracks to cameras and points.
 
-    The transformer blocks may be float32, float16 or bfloat16 (`blocks.to(dtype)`); the
-    embedding, the heads and all geometry stay in float32, or float64 after `.double()`.
+    The transformer blocks may be float32, float16 or bfloat16 (`blocks.to(dtype)`), best with
+    their last norm in float32, as `weights.load` has it; the embedding, the heads and all geometry
+    stay in float32, or float64 after `.double()`.
 
     `backend` is "auto", "triton" or "torch", as `ops.choose` takes it. Where gradients are
     needed, on the CPU, in float64, and for attention and MLP in float32, plain torch runs.
@@ -54,10 +55,9 @@ class TracksTo4D(nn.Module):
         kernels = run is self.backend and run is not ops.TORCH  # and no compiler looks on
         if kernels and (x.device, x.dtype) not in _compiled:
             self._compile(x, run)
-        for block in self.blocks[:-1]:
+        for block in self.blocks:
             x = block(x, run)
-        # Rounded to half precision, the last tokens alone would be most of the error.
-        return self.read(self.blocks[-1](x, run, tracks.dtype), run)
+        return self.read(x, run)
 
     def _compile(self, x: Tensor, run: ops.Backend) -> None:
         """Have Triton compile what tokens like `x` need side by side; most of it is not Python."""
@@ -65,10 +65,10 @@ class TracksTo4D(nn.Module):
             return
         blocks: Any = self.blocks
         time, track = blocks[:2]
-        last = x.to(self.points.weight.dtype)
+        last = x.to(blocks[-1].norm.weight.dtype)
         jobs: list[Callable[[], Any]] = [
             lambda: time.transform(x, run),
-            lambda: blocks[-1].transform(x, run, last.dtype),
+            lambda: blocks[-1].transform(x, run),
             lambda: track.attend(time.attend(x, run), run),
             lambda: self.read(last, run),
         ]
@@ -130,20 +130,16 @@ class _Block(nn.Module):
         self.down = nn.Linear(config.mlp_width, config.width)
         self.norm = nn.LayerNorm(config.width)
 
-    def forward(
-        self, x: Tensor, run: ops.Backend = ops.TORCH, dtype: torch.dtype | None = None
-    ) -> Tensor:
-        """Tokens (B, T, N, C) to such tokens, in `dtype` or x's."""
+    def forward(self, x: Tensor, run: ops.Backend = ops.TORCH) -> Tensor:
         rows = ops.TRACK if self.axis == ops.TIME else ops.TIME
         limit = _TOKENS_AT_ONCE.get(x.device.type, _TOKENS_AT_ONCE["cpu"])
         at_once = max(1, limit // (x.shape[0] * x.shape[self.axis]))
         if run.attention is not ops.attention or at_once >= x.shape[rows]:
-            return self._sequences(x, run, dtype)
-        parts = x.split(at_once, rows)
-        return torch.cat([self._sequences(part, run, dtype) for part in parts], rows)
+            return self._sequences(x, run)
+        return torch.cat([self._sequences(part, run) for part in x.split(at_once, rows)], rows)
 
-    def _sequences(self, x: Tensor, run: ops.Backend, dtype: torch.dtype | None) -> Tensor:
-        return self.transform(self.attend(x, run), run, dtype)
+    def _sequences(self, x: Tensor, run: ops.Backend) -> Tensor:
+        return self.transform(self.attend(x, run), run)
 
     def attend(self, x: Tensor, run: ops.Backend) -> Tensor:
         """Attention with its norm and residual, of tokens (B, T, N, C)."""
@@ -156,13 +152,12 @@ class _Block(nn.Module):
             axis=self.axis,
         )
 
-    def transform(self, x: Tensor, run: ops.Backend, dtype: torch.dtype | None = None) -> Tensor:
-        """MLP with its norms and residual, of tokens (B, T, N, C); the result in `dtype` or x's."""
+    def transform(self, x: Tensor, run: ops.Backend) -> Tensor:
+        """MLP with its norms and residual, of tokens (B, T, N, C)."""
         return run.mlp(
             x,
             ops.affine(self.mlp_norm),
             ops.affine(self.up),
             ops.affine(self.down),
             ops.affine(self.norm),
-            dtype,
         )

@@ -86,23 +86,13 @@ def mix(qkv: Tensor, heads: int) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
-def mlp(
-    x: Tensor,
-    norm: Affine,
-    up: Affine,
-    down: Affine,
-    norm_out: Affine,
-    dtype: torch.dtype | None = None,
-) -> Tensor:
+def mlp(x: Tensor, norm: Affine, up: Affine, down: Affine, norm_out: Affine) -> Tensor:
     """MLP over the channels of (B, T, N, C): norm_out(x + down · gelu(up · norm(x))).
 
-    `dtype` is that of the result, by default x's.
+    The result is in the dtype of norm_out's weights.
     """
-    h = F.linear(F.gelu(F.linear(_layer_norm(x, norm), *up)), *down)
-    if dtype is None:
-        return _layer_norm(x + h, norm_out)
-    weight, bias = (value.to(dtype) for value in norm_out)
-    return _layer_norm(x.to(dtype) + h, (weight, bias))
+    h = F.gelu(F.linear(_layer_norm(x, norm), *up))
+    return _layer_norm(x.to(norm_out[0].dtype) + F.linear(h, *down), norm_out)
 
 
 def heads(

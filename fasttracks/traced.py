@@ -43,12 +43,13 @@ def _(x: Tensor, weights: Sequence[Tensor], heads: int, axis: int) -> Tensor:
 
 
 @custom_op("fasttracks::mlp", mutates_args=())
-def _mlp(x: Tensor, weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    return _backend(x).mlp(x.contiguous(), *_pairs(weights), dtype)
+def _mlp(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    return _backend(x).mlp(x.contiguous(), *_pairs(weights))
 
 
 @_mlp.register_fake
-def _(x: Tensor, weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+def _(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    dtype = weights[-1].dtype
     return torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
 
 
@@ -113,16 +114,9 @@ def attention(
     return _attention(x, [*norm, qkv, out], heads, axis)
 
 
-def mlp(
-    x: Tensor,
-    norm: Affine,
-    up: Affine,
-    down: Affine,
-    norm_out: Affine,
-    dtype: torch.dtype | None = None,
-) -> Tensor:
+def mlp(x: Tensor, norm: Affine, up: Affine, down: Affine, norm_out: Affine) -> Tensor:
     """As `ops.mlp`."""
-    return _mlp(x, [*norm, *up, *down, *norm_out], dtype or x.dtype)
+    return _mlp(x, [*norm, *up, *down, *norm_out])
 
 
 def heads(

@@ -66,7 +66,8 @@ def load(
         network = TracksTo4D(config, backend=chosen.name)
     shapes = {name: tuple(t.shape) for name, t in network.state_dict().items()}
     _check_layout(path, tensors, shapes)
-    # The last norm, rounded, would be most of bfloat16's error.
+    # Rounded to half precision, the last tokens, which are of this norm's dtype, and its weights
+    # would be most of the error.
     precise = f"blocks.{len(network.blocks) - 1}.norm."
     for name, tensor in tensors.items():
         half = name.startswith("blocks.") and not name.startswith(precise)

@@ -142,19 +142,12 @@ def _hopper(x: torch.Tensor, hidden: int) -> ModuleType | None:
     return mlp_hopper if fits else None
 
 
-def mlp(
-    x: torch.Tensor,
-    norm: Affine,
-    up: Affine,
-    down: Affine,
-    norm_out: Affine,
-    dtype: torch.dtype | None = None,
-) -> torch.Tensor:
+def mlp(x: torch.Tensor, norm: Affine, up: Affine, down: Affine, norm_out: Affine) -> torch.Tensor:
     """norm_out(x + down · gelu(up · norm(x))), accumulated and normalised in float32.
 
-    All tensors are float16 or all are bfloat16, on one device, contiguous and, as torch allocates
-    them, aligned; nothing is checked here. C may be from 16 to 256, best a power of two, and H
-    anything. The same input gives the same bits every time.
+    All tensors are float16 or all are bfloat16, but norm_out may be float32, on one device,
+    contiguous and, as torch allocates them, aligned; nothing is checked here. C may be from 16 to
+    256, best a power of two, and H anything. The same input gives the same bits every time.
 
     Args:
         x: (..., C) tokens.
@@ -162,14 +155,13 @@ def mlp(
         up: weight (H, C) and bias (H,).
         down: weight (C, H) and bias (C,).
         norm_out: weight and bias (C,) of the closing LayerNorm.
-        dtype: of the result: x's, which None stands for, or float32.
 
     Returns:
-        (..., C), contiguous.
+        (..., C), in the dtype of norm_out.
     """
     H, C = up[0].shape
     rows = x.numel() // C
-    y = torch.empty_like(x, dtype=dtype)
+    y = torch.empty_like(x, dtype=norm_out[0].dtype)
     if not rows:
         return y
     hopper = _hopper(x, H)

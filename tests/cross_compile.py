@@ -217,18 +217,16 @@ CASES = [
     ),
     *(
         Case(
-            f"mlp hopper{' wide' if wide else ''}",
+            name,
             mlp_hopper._mlp,
-            {"H": 2048, "WIDE": wide, **mlp_hopper.LAUNCH},
-            MLP_TYPES
-            | (
-                dict.fromkeys(("y", "out_weight", "out_bias"), "*fp32")
-                if wide
-                else {"y": tile("fp16", 64, 256, gluon=True)}
-            ),
+            {"H": 2048, "WIDE": "wide" in name, **mlp_hopper.LAUNCH},
+            MLP_TYPES | types,
             (90,),
         )
-        for wide in (False, True)
+        for name, types in {
+            "mlp hopper": {"y": tile("fp16", 64, 256, gluon=True)},
+            "mlp hopper wide": dict.fromkeys(("y", "out_weight", "out_bias"), "*fp32"),
+        }.items()
     ),
     *attention_cases("fp16"),
     *refinement_cases(),
