@@ -24,7 +24,7 @@ from fasttracks.training.variety import CASUAL, Variety
 from fasttracks.weights import resolve_device
 
 RESULTS = Path(__file__).parent / "results"
-# Not the schedule's own, which change: all runs of the table have the same.
+# Not the schedule's own, which change: all runs of the table have the same, uncut.
 SHAPES = ((24, 50, 100), (10, 50, 240), (40, 24, 128), (10, 50, 240),
           (10, 100, 120), (10, 50, 240), (24, 50, 100), (4, 50, 640))  # fmt: skip
 METRICS = ("absrel", "absrel_moving", "rpe_rotation", "ate", "reprojection")
@@ -92,6 +92,7 @@ def ablate(
         gamma=gamma,
         pose_warm_up=0 if supervised else min(500, steps // 10),
         shapes=SHAPES if device.type == "cuda" else ((1, 20, 50),),
+        shortest=1.0,
     )
     run = start(None, schedule, device, Config(predicts_focal=True, bases=bases))
     source = source if supervised else _without_truth(source)

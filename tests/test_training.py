@@ -124,11 +124,12 @@ def test_what_is_compiled_once_for_all_shapes_is_the_network(device):
                 torch.compiler.set_stance("fail_on_recompile")
 
 
-def test_a_batch_that_is_not_finite_moves_nothing():
+@pytest.mark.parametrize("spoil", [lambda loss: loss * math.nan, lambda loss: loss + math.inf])
+def test_a_batch_that_is_not_finite_moves_nothing(spoil):
     run = tiny_run()
     loss = sum(p.sum() for p in run.network.parameters())
     before = {name: p.clone() for name, p in run.network.named_parameters()}
-    run.update(loss * float("nan"))
+    run.update(spoil(loss))
     for name, parameter in run.network.named_parameters():
         assert torch.isfinite(parameter).all(), name
         assert torch.allclose(parameter, before[name], atol=1e-4), name  # weight decay at most

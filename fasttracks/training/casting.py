@@ -1,6 +1,7 @@
 """Rays and lines of sight against rounded cones, boxes and planes, in closed form."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -71,7 +72,7 @@ def in_sight(
     units. Returns (B, T, N) bool.
     """
     clips, _, tracks, _ = points.shape
-    test = _in_sight_compiled if points.is_cuda else _in_sight
+    test = _compiled() if points.is_cuda else _in_sight
     at_once = _TESTS_AT_ONCE.get(points.device.type, _TESTS_AT_ONCE["cpu"])
     at_once = max(1, at_once // (clips * tracks * solids.scale.shape[1]))
     seen = [
@@ -105,8 +106,13 @@ def _in_sight(
     return ~hidden
 
 
-# Half of the GPU's time for a clip otherwise, in a hundred passes over memory.
-_in_sight_compiled = torch.compile(_in_sight, dynamic=True)
+@functools.cache
+def _compiled() -> Callable[..., Tensor]:
+    """`_in_sight`, which is half of a GPU's time for a clip otherwise.
+
+    Made where it is wanted, as torch.compile takes seconds to import.
+    """
+    return torch.compile(_in_sight, dynamic=True)
 
 
 def _enter(start: Components, along: Components, cones: Tensor) -> Tensor:

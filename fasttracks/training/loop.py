@@ -124,11 +124,12 @@ class Run:
         return s.learning_rate * pace(self.step, s.warm_up, done)
 
     def update(self, loss: Tensor) -> Tensor:
-        """One step down the gradient of a loss; a gradient that isn't finite is skipped.
+        """One step down the gradient of a loss; a loss or gradient that isn't finite is skipped.
 
         Returns the gradient's norm.
         """
-        loss.backward()
+        # Where the loss isn't finite no gradient is: processes that share gradients all skip it.
+        (loss / torch.isfinite(loss)).backward()
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.schedule.clip_norm)
         sane = torch.isfinite(norm)
         # Chosen on the device, so that the host needn't wait: a gradient of zero moves nothing.
