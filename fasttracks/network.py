@@ -76,6 +76,7 @@ class TracksTo4D(nn.Module):
 
         def work(job: Callable[[], Any]) -> None:
             with torch.no_grad(), torch.cuda.stream(stream):
+                stream.query()  # a new thread has no CUDA context yet, which descriptors need
                 job()
 
         with ThreadPoolExecutor(len(jobs)) as pool:

@@ -114,3 +114,13 @@ def test_gpu_is_deterministic():
     inputs = random_tracks(50, 300).float().cuda()
     first, second = network(inputs), network(inputs)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.gpu
+def test_gpu_kernels_are_compiled_where_they_were_before(monkeypatch):
+    """Threads that find their kernels loaded have no CUDA context of their own yet."""
+    network = fasttracks.load("base", device="cuda", backend="triton")
+    inputs = random_tracks(5, 70).float().cuda()
+    first = network(inputs)
+    monkeypatch.setattr(network_module, "_compiled", set())
+    assert all(map(torch.equal, network(inputs), first))
