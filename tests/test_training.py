@@ -15,7 +15,7 @@ from helpers import tiny_network
 import fasttracks
 from fasttracks import Tracks
 from fasttracks.losses import unsupervised
-from fasttracks.metrics import Truth
+from fasttracks.metrics import FOCAL_LENGTH, Truth
 from fasttracks.ops import TORCH
 from fasttracks.training.library import load as load_library
 from fasttracks.training.loop import Run, Schedule, cut, forward, start, train
@@ -134,6 +134,23 @@ def test_a_batch_that_is_not_finite_moves_nothing(spoil):
         assert torch.isfinite(parameter).all(), name
         assert torch.allclose(parameter, before[name], atol=1e-4), name  # weight decay at most
     assert all(torch.isfinite(value).all() for value in run.average.values())
+
+
+@torch.no_grad()
+def test_no_step_shakes_the_image():
+    """A step of Adam's whose signs are noise, of any of its groups, with weights that are good."""
+    run = start("base", Schedule(), CPU)
+    inputs, _ = scenes(LIBRARY, 0)((2, 12, 40), 0)
+    image = run.network(inputs).projection
+    for group in run.optimizers[1].param_groups:
+        step = run.schedule.learning_rate * group["relative"]
+        kept = [p.clone() for p in group["params"]]
+        for parameter in group["params"]:
+            parameter.add_(step * torch.randn_like(parameter).sign())
+        moved = FOCAL_LENGTH * (run.network(inputs).projection - image).norm(dim=-1)
+        assert moved.median() < 3
+        for parameter, value in zip(group["params"], kept, strict=True):
+            parameter.copy_(value)
 
 
 def test_muon_of_many_is_torchs_of_each():

@@ -10,9 +10,10 @@ from fasttracks.geometry import Prediction
 from fasttracks.graphs import capture
 from fasttracks.losses import unsupervised
 from fasttracks.network import TracksTo4D
-from fasttracks.training.loop import HEAD_RATE, forward, pace, split_head
+from fasttracks.training.loop import forward, pace
 
 _WARM_UP = 50  # steps
+_CAMERA_RATE = 0.1  # of the learning rate; that head sums 7936 inputs
 _BEFORE_CAPTURE = 3  # steps that make Adam's state and let libraries take their workspaces
 _CHECK_EVERY = 25
 _PATIENCE = 0.5  # of the steps without a better loss, after which it stops
@@ -72,10 +73,10 @@ def _tune(
 
     device = clip.device
     tuned = copy.deepcopy(network).float().requires_grad_(True)
-    head, others = split_head(tuned)
+    others = [tuned.embedding, tuned.blocks, tuned.points]
     groups: list[dict[str, Any]] = [
-        {"params": others, "relative": 1.0},
-        {"params": head, "relative": HEAD_RATE},
+        {"params": [p for module in others for p in module.parameters()], "relative": 1.0},
+        {"params": tuned.camera.parameters(), "relative": _CAMERA_RATE},
     ]
     for group in groups:  # a tensor, which a captured graph reads anew
         group["lr"] = torch.tensor(0.0, device=device)
