@@ -82,10 +82,12 @@ def eager_reference(
     weights = network.state_dict()
 
     def call(tracks: Tensor) -> Prediction:
-        torch.backends.cuda.matmul.allow_tf32 = tf32
+        products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+        before = products.allow_tf32, convolutions.allow_tf32
+        products.allow_tf32 = convolutions.allow_tf32 = tf32  # torch's default for the latter: yes
         try:
             return reference.forward(weights, network.config, tracks)
         finally:
-            torch.backends.cuda.matmul.allow_tf32 = False
+            products.allow_tf32, convolutions.allow_tf32 = before
 
     return call, {}
