@@ -2,7 +2,7 @@
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from threading import Lock
 from typing import NamedTuple
 
@@ -15,7 +15,6 @@ from fasttracks.graphs import capture
 from fasttracks.network import TracksTo4D
 
 Shape = tuple[int, int, int]  # B clips, T frames, N tracks
-_Layout = list[tuple[torch.Size, tuple[int, ...], int]]  # shape, strides and offset of each field
 
 
 class _Graph(NamedTuple):
@@ -24,7 +23,6 @@ class _Graph(NamedTuple):
     graph: torch.cuda.CUDAGraph
     tracks: Tensor  # what it reads
     flat: Tensor  # what it writes: all fields of the prediction, one after the other
-    layout: _Layout
     prediction: Prediction  # the fields, views of `flat`
 
 
@@ -126,7 +124,7 @@ class Engine:
             ready.graph.replay()  # on its own device's current stream, as is all of this
             flat = ready.flat.clone() if copy else None
             self._done.record(self._caller)
-        return ready.prediction if flat is None else _fields(flat, ready.layout)
+        return ready.prediction if flat is None else _fields(flat, ready.prediction)
 
     def _check(self, shape: tuple[int, ...]) -> None:
         if len(shape) != 4 or shape[3] != 3:
@@ -153,15 +151,11 @@ class Engine:
         self._stream.wait_event(self._done)
         with torch.no_grad():
             graph, (parts, flat) = capture(forward, pool=self._pool, stream=self._stream)
-        layout: _Layout = []
-        offset = 0
-        for part in parts:
-            layout.append((part.shape, part.stride(), offset))
-            offset += part.numel()
-        self._graphs[shape] = _Graph(graph, inputs, flat, layout, _fields(flat, layout))
+        self._graphs[shape] = _Graph(graph, inputs, flat, _fields(flat, parts))
         return self._graphs[shape]
 
 
-def _fields(flat: Tensor, layout: _Layout) -> Prediction:
-    """A prediction as views of a flat tensor."""
-    return Prediction(*[flat.as_strided(*field) for field in layout])
+@torch.no_grad()
+def _fields(flat: Tensor, like: Sequence[Tensor]) -> Prediction:
+    """A prediction as views of a flat tensor, shaped like some other's fields."""
+    return Prediction(*torch._utils._unflatten_dense_tensors(flat, like))  # one call, not nine
