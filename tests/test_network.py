@@ -21,7 +21,7 @@ def assert_same(prediction, truth, bound):
 
 
 @pytest.mark.parametrize("frames", [1, 2, 14, 15, 64])
-@pytest.mark.parametrize("tracks", [1, 17, 1000])
+@pytest.mark.parametrize("tracks", [1, 17, 111])
 def test_any_size(frames, tracks):
     network = tiny_network()
     inputs = random_tracks(frames, tracks, seed=frames + tracks)

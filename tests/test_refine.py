@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from fasttracks.geometry import Prediction, exponential, logarithm
 from fasttracks.metrics import Estimate, metrics
 from fasttracks.refine.bundle import bundle, likelihood
 from fasttracks.refine.cameras import Scene, adjust, cost, moved, normal_equations
+from fasttracks.refine.finetune import finetune
 
 
 def test_exponential_and_logarithm_are_inverse():
@@ -345,8 +347,7 @@ def test_shipped_weights_are_halved_in_error():
 
 @pytest.mark.parametrize("refine", ["bundle", "finetune"])
 def test_reconstruct_refines_batches(refine, monkeypatch):
-    monkeypatch.setattr("fasttracks.refine.finetune._CHECK_EVERY", 2)
-    monkeypatch.setattr("fasttracks.refine.finetune._PATIENCE", 2)
+    monkeypatch.setattr("fasttracks.refine.finetune.finetune", partial(finetune, steps=8))
     # An untrained network is too unsure for its answer to be adjusted.
     monkeypatch.setattr("fasttracks.refine.bundle.FEW", 0)
     monkeypatch.setattr("fasttracks.refine.bundle.DOUBT", (1.8, 0.0))

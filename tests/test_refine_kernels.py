@@ -28,7 +28,9 @@ def system(batch: int, n: int, device: torch.device) -> tuple[Tensor, Tensor]:
     return (x @ x.mT / n + 0.1 * torch.eye(n)).to(device), b.to(device)
 
 
-@pytest.mark.parametrize(("batch", "n"), [(3, 1), (2, 16), (1, 37)])
+@pytest.mark.parametrize(
+    ("batch", "n"), [(3, 1), (2, 16), (1, 20), pytest.param(1, 37, marks=pytest.mark.gpu)]
+)
 def test_factor(batch: int, n: int, kernel_device: torch.device) -> None:
     S, b = system(batch, n, kernel_device)
     whole = torch.full((batch, n + 1, n + 1), torch.nan, dtype=torch.float64, device=S.device)
@@ -77,7 +79,7 @@ def check(scene, e, damping: Tensor, iterations: int, device: torch.device, rtol
     torch.testing.assert_close(gain.cpu(), expected.gain, rtol=10 * rtol, atol=10 * rtol)
 
 
-@pytest.mark.parametrize(("frames", "tracks", "iterations"), [(1, 5, 1), (3, 9, 2)])
+@pytest.mark.parametrize(("frames", "tracks", "iterations"), [(1, 5, 2), (3, 9, 1)])
 def test_steps_are_those_of_torch(frames, tracks, iterations, kernel_device) -> None:
     check(*problem(frames, tracks, torch.float64), iterations, kernel_device, 1e-6)
 
