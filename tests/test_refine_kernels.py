@@ -79,7 +79,10 @@ def check(scene, e, damping: Tensor, iterations: int, device: torch.device, rtol
     torch.testing.assert_close(gain.cpu(), expected.gain, rtol=10 * rtol, atol=10 * rtol)
 
 
-@pytest.mark.parametrize(("frames", "tracks", "iterations"), [(1, 5, 2), (3, 9, 1)])
+@pytest.mark.parametrize(
+    ("frames", "tracks", "iterations"),
+    [(1, 5, 2), (3, 9, 1), pytest.param(3, 9, 2, marks=pytest.mark.gpu)],
+)
 def test_steps_are_those_of_torch(frames, tracks, iterations, kernel_device) -> None:
     check(*problem(frames, tracks, torch.float64), iterations, kernel_device, 1e-6)
 
