@@ -1,5 +1,8 @@
-"""What the engine is compared with: the reference, and the best that torch does with it."""
+"""What the engine is compared with: the reference, the best that torch does, the released code."""
 
+import importlib
+import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +16,7 @@ from fasttracks import ops, reference
 from fasttracks.geometry import Prediction
 from fasttracks.network import TracksTo4D
 from fasttracks.tune import graph_seconds
+from fasttracks.weights import released_layout
 
 SDPA = (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION)
 COMPILE_MODE = "max-autotune-no-cudagraphs"  # of the blocks; the rest has no large products
@@ -89,5 +93,45 @@ def eager_reference(
             return reference.forward(weights, network.config, tracks)
         finally:
             products.allow_tf32, convolutions.allow_tf32 = before
+
+    return call, {}
+
+
+def released(inputs: Tensor) -> tuple[Callable[[Tensor], Prediction], dict[str, Any]]:
+    """TracksTo4D's released code, in float32 as it comes, with our weights.
+
+    $TRACKSTO4D is its checkout, set up as its README says (its licence is non-commercial).
+    """
+    sys.path.append(os.environ["TRACKSTO4D"])
+    try:
+        code = importlib.import_module("inference")
+    finally:
+        sys.path.pop()
+    ours = fasttracks.load("base", device=inputs.device, precision="fp32", backend="torch")
+    theirs = code.TracksTo4DNet(
+        width1=ours.config.width,
+        conv2_kernel_size=ours.config.camera_kernel,
+        K=ours.config.bases,
+        inputdim=3,
+        positional_dim=ours.config.frequencies,
+        predict_focal_length=ours.config.predicts_focal,
+    ).to(inputs.device)
+    theirs.load_state_dict(released_layout(ours))
+
+    def call(tracks: Tensor) -> Prediction:
+        out = theirs(tracks.permute(0, 2, 3, 1))
+        focal, projection, _, rotation, position, basis, points = out[:7]
+        coefficients, points_camera, motion = out[11], out[14], out[15]
+        return Prediction(
+            rotation=rotation,
+            position=position,
+            focal=focal[..., 0],
+            coefficients=coefficients.mT,
+            basis=basis.permute(0, 3, 1, 2),
+            motion=motion,
+            points=points.mT,
+            points_camera=points_camera.mT,
+            projection=projection.mT,
+        )
 
     return call, {}

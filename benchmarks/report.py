@@ -22,7 +22,7 @@ KEYS = {"forward": ("column", "tracks", "frames"),
         "kernels": ("operation", "backend", "tracks", "frames")}  # fmt: skip
 OURS = "engine fp16"
 REFERENCE, TORCH = "reference fp32", "strongest torch"
-BASELINES = (REFERENCE, "reference tf32", "eager torch fp16", TORCH)
+BASELINES = ("released code", REFERENCE, "reference tf32", "eager torch fp16", TORCH)
 
 Row = dict[str, Any]
 
@@ -84,7 +84,8 @@ def draw(record: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
-    for name, style in zip((*BASELINES, OURS), ("s--", "v--", "^--", "D-", "o-"), strict=True):
+    styles = ("x--", "s--", "v--", "^--", "D-", "o-")
+    for name, style in zip((*BASELINES, OURS), styles, strict=True):
         points = [(i, c[name]["p50 ms"]) for i, c in enumerate(sizes.values()) if name in c]
         if points:
             axis.plot(*zip(*points, strict=True), style, label=name)

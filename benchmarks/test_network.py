@@ -1,9 +1,11 @@
 """The whole forward, tracks in and points, cameras and reprojection out: `pytest benchmarks`.
 
 `--benchmark-json=FILE` keeps the figures, for `report.py`. Accuracy first: nothing is timed whose
-error against float64 is beyond `bench.LIMITS`. `-k` picks columns and sizes.
+error against float64 is beyond `bench.LIMITS`. `-k` picks columns and sizes. With TRACKSTO4D=PATH
+the released code in that checkout is measured too.
 """
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -42,6 +44,8 @@ COLUMNS = {
     "eager torch fp16": baselines.eager_torch,
     "strongest torch": baselines.strongest_torch,
 }
+if "TRACKSTO4D" in os.environ:
+    COLUMNS["released code"] = baselines.released
 if not CUDA:
     COLUMNS = {name: COLUMNS[name] for name in ("engine fp32", "engine bf16", "reference fp32")}
 

@@ -126,6 +126,17 @@ def convert(
     _write(target, state, config, dtype, metadata or {})
 
 
+def released_layout(network: TracksTo4D) -> dict[str, Tensor]:
+    """A network's weights as the released code loads them; `convert` is the way back.
+
+    What that code computes and never reads is 0.
+    """
+    return {
+        _released_name(name): _to_released(name, tensor, network.config)
+        for name, tensor in network.state_dict().items()
+    }
+
+
 def describe(path: _PathLike) -> dict[str, Any]:
     """Sizes and header of a weights file or shipped name, without building the network."""
     path = find(path)
@@ -289,5 +300,16 @@ def _from_released(name: str, tensor: Tensor, config: Config) -> Tensor:
         return torch.cat([tensor[:4], tensor[5 : config.bases + 10]])
     if name.startswith("points."):  # x, y, z of all bases to x, y, z basis by basis
         basis = tensor[:-1].unflatten(0, (3, config.bases)).transpose(0, 1).flatten(0, 1)
+        return torch.cat([basis, tensor[-1:]])
+    return tensor
+
+
+def _to_released(name: str, tensor: Tensor, config: Config) -> Tensor:
+    if name.startswith("camera."):
+        whole = tensor.new_zeros(_released_shape(name, tuple(tensor.shape)))
+        whole[:4], whole[5 : config.bases + 10] = tensor[:4], tensor[4:]
+        return whole
+    if name.startswith("points."):  # the other way round
+        basis = tensor[:-1].unflatten(0, (config.bases, 3)).transpose(0, 1).flatten(0, 1)
         return torch.cat([basis, tensor[-1:]])
     return tensor

@@ -1,14 +1,20 @@
 """`fasttracks bench`, its accuracy gate, and the tables made of its results."""
 
 import math
+import sys
+from types import SimpleNamespace
 
+import baselines
 import pytest
 import report
 import torch
 from helpers import random_tracks, tiny_network
+from safetensors.torch import save_file
 
+import fasttracks
 from fasttracks import Config, InputError, bench
 from fasttracks.cli import main
+from fasttracks.weights import convert
 
 
 def test_command(capsys):
@@ -100,3 +106,38 @@ def test_operations_are_compared_side_by_side():
         "| mlp | 33 / 65 |",
         "<!-- /kernels -->",
     ]
+
+
+def test_released_code_is_given_our_weights_and_tracks(tmp_path, monkeypatch):
+    class Code(torch.nn.Module):
+        """With the released network's interface, by ours."""
+
+        def __init__(self, **options):
+            super().__init__()
+            assert options == {
+                "width1": 256,
+                "conv2_kernel_size": 31,
+                "K": 12,
+                "inputdim": 3,
+                "positional_dim": 12,
+                "predict_focal_length": True,
+            }
+
+        def load_state_dict(self, state):
+            save_file(state, tmp_path / "released.safetensors")
+            convert(tmp_path / "released.safetensors", tmp_path / "w", predicts_focal=True)
+            self.network = fasttracks.load(tmp_path / "w", device="cpu", precision="fp32")
+
+        def forward(self, x):
+            p = self.network(x.permute(0, 3, 1, 2))
+            first = (p.focal[..., None], p.projection.mT, None, p.rotation, p.position)
+            second = (p.basis.permute(0, 2, 3, 1), p.points.mT, None, None, None, 0)
+            return *first, *second, p.coefficients.mT, 0, 0, p.points_camera.mT, p.motion
+
+    monkeypatch.setenv("TRACKSTO4D", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "inference", SimpleNamespace(TracksTo4DNet=Code))
+    inputs = bench.clip(7, 16, "cpu")
+    call, _ = baselines.released(inputs)
+    exact = fasttracks.load("base", device="cpu", precision="fp32")(inputs)
+    for found, expected in zip(call(inputs), exact, strict=True):
+        assert torch.equal(found, expected)
