@@ -339,10 +339,10 @@ def test_errors_of_shipped_weights_are_cut():
         offset = offset.masked_fill(~clips.visible, float("nan")).flatten(1)
         found["median reprojection"] = offset.nanmedian(1).values
     # A clip's mean is mostly of points that the tracker had lost or was wrong about.
-    for name, share in {"ate": 0.5, "median reprojection": 0.5, "rpe_rotation": 0.7}.items():
+    shares = {"ate": 0.5, "median reprojection": 0.5, "reprojection": 0.6, "rpe_rotation": 0.7}
+    for name, share in shares.items():
         assert (after[name] < 1.02 * before[name]).sum() >= 22, name
         assert after[name].median() < share * before[name].median(), name
-    assert after["reprojection"].median() < 0.85 * before["reprojection"].median()
 
 
 @pytest.mark.parametrize("refine", ["bundle", "finetune"])

@@ -33,6 +33,7 @@ DEPTH, FOCAL = 0.3, 0.4  # deviation, as a share, of the network's depths and fo
 CAMERA = 1.5  # of its camera steps, in radians and median depths, as a share of the least γ
 CALM, FIRMNESS = 2.5, 4  # a track with γ over so many least γ counts less, by that power
 MOVING_DEPTH = 0.02  # of a whole track of its depths of what moves
+UNSEEN = 0.1  # weight of where the network sees what moves, in frames in which its track is lost
 ACCELERATION = 0.01  # of what moves, as a share of the median depth, a frame²
 STATIC = 6 * NOISE, 4  # a track whose static scale is less, seen so often, doesn't move
 NO_PARALLAX = 0.01  # radians that the views of static points are spread over
@@ -282,8 +283,8 @@ class _Problem(NamedTuple):
                 scene.rotation,
                 scene.position,
                 focal.expand(-1, frames),
-                e.positions,
-                self.observed,
+                rays * focal[..., None, None],
+                self.observed.clamp(min=UNSEEN),
                 torch.where(static, scale, 2 * NOISE),
                 log_depth,
                 torch.full_like(log_depth, 1 / (frames * MOVING_DEPTH**2)),
