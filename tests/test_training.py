@@ -22,6 +22,7 @@ from fasttracks.training.loop import Run, Schedule, cut, forward, start, train
 from fasttracks.training.muon import Muon
 from fasttracks.training.sources import recordings, scenes
 from fasttracks.training.supervision import supervised
+from fasttracks.weights import save
 
 CPU = torch.device("cpu")
 LIBRARY = load_library(None, "train", CPU)
@@ -196,15 +197,16 @@ def test_short_clips_are_repeated_there_and_back():
     assert inputs[0, :, 0, 0].tolist() == [0, 1, 2, 3, 2, 1, 0, 1, 2]
 
 
-def test_start_from_weights_learns_the_focal_length():
-    run = start("base", SHORT, CPU)
-    assert run.network.config.predicts_focal
+def test_start_from_weights_of_any_size_learns_the_focal_length(tmp_path):
+    network = tiny_network(dtype=torch.float32)
+    assert not network.config.predicts_focal
+    save(network, tmp_path / "w.safetensors", dtype=torch.float32)
+    run = start(tmp_path / "w.safetensors", SHORT, CPU)
+    assert run.network.config == replace(network.config, predicts_focal=True)
     inputs, _ = scenes(LIBRARY, 0)((1, 5, 10), 0)
-    base = fasttracks.load("base", device="cpu")
-    prediction, expected = run.network(inputs), base(inputs)
+    prediction, expected = run.network(inputs), network(inputs)
     assert torch.allclose(prediction.points, expected.points, atol=1e-4)
-    if not base.config.predicts_focal:
-        assert (prediction.focal == 1).all()
+    assert (prediction.focal == 1).all()
 
 
 def test_supervision_of_the_truth_is_nearly_nothing(source):

@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -189,24 +189,27 @@ def start(
     device: torch.device,
     config: Config | None = None,
 ) -> Run:
-    """A fresh run: from a weights file, or from random weights for None.
+    """A fresh run: from a weights file, of any size, or from random weights for None.
 
-    Unless `config` says otherwise the network learns to correct the focal length, whatever the
-    weights did.
+    `config` is for random weights, by default the paper's sizes. Unless it says otherwise the
+    network learns to correct the focal length, whatever the weights did.
     """
     torch.manual_seed(schedule.seed)
-    network = TracksTo4D(config or Config(predicts_focal=True))
-    head: Any = network.camera
-    with torch.no_grad():
-        if weights is None:  # cameras begin at (0, 0, -15), looking along +z
+    if weights is None:  # cameras begin at (0, 0, -15), looking along +z
+        network = TracksTo4D(config or Config(predicts_focal=True))
+        head: Any = network.camera
+        with torch.no_grad():
             head.weight *= 0.1
             head.bias.zero_()
             head.bias[2] = -15.0
             head.bias[-6:] = torch.tensor([1.0, 0, 0, 0, 1, 0])
-        else:
-            source = load(weights, device="cpu", precision="fp32")
-            network.load_state_dict(source.state_dict())
-            if not source.config.predicts_focal:
+    else:
+        source = load(weights, device="cpu", precision="fp32")
+        network = TracksTo4D(replace(source.config, predicts_focal=True))
+        network.load_state_dict(source.state_dict())
+        if not source.config.predicts_focal:
+            head = network.camera
+            with torch.no_grad():
                 head.weight[3] = 0.0
                 head.bias[3] = 0.0
     return Run(network.to(device), schedule)
