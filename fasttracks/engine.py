@@ -155,7 +155,6 @@ class Engine:
         return self._graphs[shape]
 
 
-@torch.no_grad()
 def _fields(flat: Tensor, like: Sequence[Tensor]) -> Prediction:
     """A prediction as views of a flat tensor, shaped like some other's fields."""
     return Prediction(*torch._utils._unflatten_dense_tensors(flat, like))  # one call, not nine
