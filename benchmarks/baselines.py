@@ -102,11 +102,12 @@ def released(inputs: Tensor) -> tuple[Callable[[Tensor], Prediction], dict[str, 
 
     $TRACKSTO4D is its checkout, set up as its README says (its licence is non-commercial).
     """
-    sys.path.append(os.environ["TRACKSTO4D"])
+    checkout = os.environ["TRACKSTO4D"]
+    sys.path.append(checkout)
     try:
         code = importlib.import_module("inference")
     finally:
-        sys.path.pop()
+        sys.path.remove(checkout)
     ours = fasttracks.load("base", device=inputs.device, precision="fp32", backend="torch")
     theirs = code.TracksTo4DNet(
         width1=ours.config.width,

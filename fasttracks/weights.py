@@ -298,10 +298,8 @@ def _released_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 def _from_released(name: str, tensor: Tensor, config: Config) -> Tensor:
     if name.startswith("camera."):
         return torch.cat([tensor[:4], tensor[5 : config.bases + 10]])
-    if name.startswith("points."):  # x, y, z of all bases to x, y, z basis by basis
-        basis = tensor[:-1].unflatten(0, (3, config.bases)).transpose(0, 1).flatten(0, 1)
-        return torch.cat([basis, tensor[-1:]])
-    return tensor
+    # x, y, z of all bases to x, y, z basis by basis
+    return _regrouped(tensor, 3) if name.startswith("points.") else tensor
 
 
 def _to_released(name: str, tensor: Tensor, config: Config) -> Tensor:
@@ -309,7 +307,10 @@ def _to_released(name: str, tensor: Tensor, config: Config) -> Tensor:
         whole = tensor.new_zeros(_released_shape(name, tuple(tensor.shape)))
         whole[:4], whole[5 : config.bases + 10] = tensor[:4], tensor[4:]
         return whole
-    if name.startswith("points."):  # the other way round
-        basis = tensor[:-1].unflatten(0, (config.bases, 3)).transpose(0, 1).flatten(0, 1)
-        return torch.cat([basis, tensor[-1:]])
-    return tensor
+    return _regrouped(tensor, config.bases) if name.startswith("points.") else tensor
+
+
+def _regrouped(tensor: Tensor, groups: int) -> Tensor:
+    """Rows of so many groups, member by member; the last row, of γ, stays the last."""
+    basis = tensor[:-1].unflatten(0, (groups, -1)).transpose(0, 1).flatten(0, 1)
+    return torch.cat([basis, tensor[-1:]])

@@ -343,6 +343,7 @@ def test_errors_of_shipped_weights_are_cut():
     for name, share in shares.items():
         assert (after[name] < 1.02 * before[name]).sum() >= 22, name
         assert after[name].median() < share * before[name].median(), name
+    assert after["rpe_rotation"].median() < 0.106
 
 
 @pytest.mark.parametrize("refine", ["bundle", "finetune"])

@@ -252,14 +252,11 @@ class _Problem(NamedTuple):
         ratio = torch.where(static[:, None] & (self.observed > 0), (still / depth).log(), torch.nan)
         ratio = ratio.nanmedian(2, keepdim=True).values.nan_to_num()
         log_depth = torch.where(static[:, None], still, depth * ratio.exp()).log()
-        rays = torch.where(
-            (self.observed > 0)[..., None],
-            e.positions / focal[..., None, None],
-            network[..., :2] / depth[..., None],
-        )
-        camera = (
-            torch.cat([rays, torch.ones_like(depth[..., None])], -1) * log_depth.exp()[..., None]
-        )
+        zoom = focal[..., None, None]
+        guess = zoom * network[..., :2] / depth[..., None]
+        image = torch.where((self.observed > 0)[..., None], e.positions, guess)
+        rays = torch.cat([image / zoom, torch.ones_like(depth[..., None])], -1)
+        camera = rays * log_depth.exp()[..., None]
         points = camera @ scene.rotation.mT + scene.position[:, :, None]
         points = torch.where(static[:, None, :, None], scene.points[:, None], points)
 
@@ -283,7 +280,7 @@ class _Problem(NamedTuple):
                 scene.rotation,
                 scene.position,
                 focal.expand(-1, frames),
-                rays * focal[..., None, None],
+                image,
                 self.observed.clamp(min=UNSEEN),
                 torch.where(static, scale, 2 * NOISE),
                 log_depth,

@@ -191,25 +191,23 @@ def start(
 ) -> Run:
     """A fresh run: from a weights file, of any size, or from random weights for None.
 
-    `config` is for random weights, by default the paper's sizes. Unless it says otherwise the
-    network learns to correct the focal length, whatever the weights did.
+    Unless `config` says otherwise sizes are those of the weights, or the paper's, and the network
+    learns to correct the focal length, whatever the weights did.
     """
     torch.manual_seed(schedule.seed)
-    if weights is None:  # cameras begin at (0, 0, -15), looking along +z
-        network = TracksTo4D(config or Config(predicts_focal=True))
-        head: Any = network.camera
-        with torch.no_grad():
+    source = None if weights is None else load(weights, device="cpu", precision="fp32")
+    sizes = source.config if source else Config()
+    network = TracksTo4D(config or replace(sizes, predicts_focal=True))
+    head: Any = network.camera
+    with torch.no_grad():
+        if source is None:  # cameras begin at (0, 0, -15), looking along +z
             head.weight *= 0.1
             head.bias.zero_()
             head.bias[2] = -15.0
             head.bias[-6:] = torch.tensor([1.0, 0, 0, 0, 1, 0])
-    else:
-        source = load(weights, device="cpu", precision="fp32")
-        network = TracksTo4D(replace(source.config, predicts_focal=True))
-        network.load_state_dict(source.state_dict())
-        if not source.config.predicts_focal:
-            head = network.camera
-            with torch.no_grad():
+        else:
+            network.load_state_dict(source.state_dict())
+            if not source.config.predicts_focal:
                 head.weight[3] = 0.0
                 head.bias[3] = 0.0
     return Run(network.to(device), schedule)
