@@ -94,7 +94,7 @@ def ablate(
         shapes=SHAPES if device.type == "cuda" else ((1, 20, 50),),
         shortest=1.0,
     )
-    run = start(None, schedule, device, Config(predicts_focal=True, bases=bases))
+    run = start(Config(bases=bases), schedule, device)
     source = source if supervised else _without_truth(source)
     train(run, source, folder, validation=held_out, validate_every=steps)
 

@@ -129,6 +129,9 @@ def _add_training(command: _Command) -> None:
     )
     sub.add_argument("--tracks", metavar="FOLDER", help="train on these track files, without truth")
     sub.add_argument("--weights", default="base", help="to start from: a name, a file, or 'none'")
+    sub.add_argument(
+        "--rounds", type=int, help="deepen the network to so many of a time and a track block each"
+    )
     sub.add_argument("--steps", type=int, default=20_000)
     sub.add_argument("--minutes", type=float, help="stop after this long, to go on later")
     sub.add_argument("--validation-clips", type=int, default=64, help="of each of three kinds")

@@ -14,6 +14,7 @@ from helpers import tiny_network
 
 import fasttracks
 from fasttracks import Tracks
+from fasttracks.errors import InputError
 from fasttracks.losses import unsupervised
 from fasttracks.metrics import FOCAL_LENGTH, Truth
 from fasttracks.ops import TORCH
@@ -22,6 +23,7 @@ from fasttracks.training.loop import Run, Schedule, cut, forward, start, train
 from fasttracks.training.muon import Muon
 from fasttracks.training.sources import recordings, scenes
 from fasttracks.training.supervision import supervised
+from fasttracks.training.variety import CASUAL
 from fasttracks.weights import save
 
 CPU = torch.device("cpu")
@@ -207,6 +209,27 @@ def test_start_from_weights_of_any_size_learns_the_focal_length(tmp_path):
     prediction, expected = run.network(inputs), network(inputs)
     assert torch.allclose(prediction.points, expected.points, atol=1e-4)
     assert (prediction.focal == 1).all()
+
+
+def test_a_deepened_network_says_nearly_the_same_and_can_learn_to_say_more():
+    network = fasttracks.load("base", device="cpu")
+    inputs, truth = scenes(LIBRARY, 0, (CASUAL,))((2, 12, 40), 0)
+    run = start("base", SHORT, CPU, rounds=6)
+    assert run.network.config == replace(network.config, rounds=6)
+    prediction, expected = run.network(inputs), network(inputs)
+    moved = FOCAL_LENGTH * (prediction.projection - expected.projection).norm(dim=-1)
+    assert moved.median() < 1  # where the network itself is off by several
+    assert (prediction.points - expected.points).norm() < 1e-3 * expected.points.norm()
+
+    supervised(prediction, truth).total.mean().backward()
+    for block in run.network.blocks:
+        assert block.out.weight.grad.norm() > 0
+        assert block.down.weight.grad.norm() > 0
+
+
+def test_a_network_can_not_be_made_shallower():
+    with pytest.raises(InputError, match="rounds: expected at least the 3 of the weights, found 2"):
+        start("base", SHORT, CPU, rounds=2)
 
 
 def test_supervision_of_the_truth_is_nearly_nothing(source):

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from fasttracks.config import Config
 from fasttracks.errors import InputError
 from fasttracks.tracks import Tracks
 from fasttracks.training.library import Library
@@ -37,7 +38,7 @@ def run(options: argparse.Namespace) -> None:
 
     Under `torchrun` every process trains on a device of its own.
     """
-    for name in ("steps", "validation_clips", "learning_rate", "minutes"):
+    for name in ("steps", "validation_clips", "learning_rate", "minutes", "rounds"):
         value = getattr(options, name)
         if value is not None and not 0 < value < math.inf:
             option = name.replace("_", "-")
@@ -62,7 +63,12 @@ def run(options: argparse.Namespace) -> None:
     current = (
         Run.load(checkpoint, device)
         if going
-        else start(None if scratch else options.weights, schedule, device)
+        else start(
+            Config(rounds=options.rounds or Config.rounds) if scratch else options.weights,
+            schedule,
+            device,
+            rounds=options.rounds,
+        )
     )
     if first:
         print(f"{'going on' if going else 'starting'} at step {current.step} on {device}")

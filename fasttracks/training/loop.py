@@ -25,6 +25,7 @@ from fasttracks.losses import unsupervised
 from fasttracks.metrics import Estimate, Truth, flat_guess, metrics
 from fasttracks.network import TracksTo4D
 from fasttracks.ops import TIME, TRACK
+from fasttracks.training.growth import deepened
 from fasttracks.training.muon import Muon
 from fasttracks.training.scenes import seeded
 from fasttracks.training.sources import Batch, Source
@@ -184,20 +185,25 @@ class Run:
 
 
 def start(
-    weights: str | os.PathLike[str] | None,
+    weights: str | os.PathLike[str] | Config,
     schedule: Schedule,
     device: torch.device,
-    config: Config | None = None,
+    *,
+    rounds: int | None = None,
 ) -> Run:
-    """A fresh run: from a weights file, of any size, or from random weights for None.
+    """A fresh run: from a weights file, of any size, or from random weights of a network's sizes.
 
-    Unless `config` says otherwise sizes are those of the weights, or the paper's, and the network
-    learns to correct the focal length, whatever the weights did.
+    The file's network is made `rounds` deep first, if that is given. It learns to correct the
+    focal length, whatever it did before.
     """
     torch.manual_seed(schedule.seed)
-    source = None if weights is None else load(weights, device="cpu", precision="fp32")
-    sizes = source.config if source else Config()
-    network = TracksTo4D(config or replace(sizes, predicts_focal=True))
+    if isinstance(weights, Config):
+        source, sizes = None, weights
+    else:
+        source = load(weights, device="cpu", precision="fp32")
+        source = deepened(source, rounds or source.config.rounds)
+        sizes = source.config
+    network = TracksTo4D(replace(sizes, predicts_focal=True))
     head: Any = network.camera
     with torch.no_grad():
         if source is None:  # cameras begin at (0, 0, -15), looking along +z
