@@ -1,6 +1,6 @@
 """Videos to reconstructions, each stage timed: `python benchmarks/real_clips.py a.mp4 b.mp4`.
 
-Prints a table and writes results/real_clips.json, with a picture of each clip in --pictures.
+Prints a table and writes results/real_clips-MODEL.json, with a picture of each clip in --pictures.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def measure(path: Path, options: argparse.Namespace) -> dict[str, Any]:
     video = timed("decode", lambda: read_video(path, frames=options.frames, max_size=1024))
     tracker = get_tracker(options.tracker)
     tracks = timed("track", lambda: to_tracks(video, tracker, progress=sys.stderr.isatty()))
-    model = timed("load", lambda: fasttracks.load("base", device=options.device))
+    model = timed("load", lambda: fasttracks.load(options.model, device=options.device))
     result = timed("reconstruct", lambda: fasttracks.reconstruct(tracks, model=model))
     assert isinstance(result, fasttracks.Reconstruction)
     if options.pictures:
@@ -59,6 +59,7 @@ def main() -> None:
     """Measure the clips that are named."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("videos", type=Path, nargs="+")
+    parser.add_argument("--model", default="base")
     parser.add_argument("--frames", type=int, default=50)
     parser.add_argument("--tracker", default="klt")
     parser.add_argument("--device", default="cpu")
@@ -71,7 +72,8 @@ def main() -> None:
         print("  ".join(f"{value!s:>{len(name)}}" for name, value in row.items()))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     record = {**machine.describe(options.device), "peak memory GB": round(peak, 2), "clips": rows}
-    RESULTS.joinpath("real_clips.json").write_text(json.dumps(record, indent=1) + "\n")
+    output = RESULTS / f"real_clips-{Path(options.model).stem}.json"
+    output.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -200,18 +201,19 @@ def test_bad_calls(arguments, complaint, tracks_file, capsys):
 
 
 def test_train_goes_on_and_evaluate_judges(capsys, monkeypatch):
-    monkeypatch.setattr("fasttracks.training.loop.Config", lambda **_: TINY)
+    monkeypatch.setattr("fasttracks.training.command.Config", lambda **k: replace(TINY, **k))
     monkeypatch.setattr("fasttracks.training.command.VALIDATION_TRACKS", 20)
     shape = ((1, 6, 12),)
     monkeypatch.setattr(
         "fasttracks.training.command.Schedule", lambda **k: Schedule(**k, shapes=shape)
     )
-    options = ["--weights", "none", "--device", "cpu", "--validation-clips", "1"]
+    options = ["--weights", "none", "--rounds", "1", "--device", "cpu", "--validation-clips", "1"]
     assert main(["train", "-o", "run", "--steps", "3", "--minutes", "1e-9", *options]) == 0
     assert "starting at step 0" in capsys.readouterr().out
     assert main(["train", "-o", "run", *options]) == 0
     assert "going on at step 1" in capsys.readouterr().out
     assert sorted(os.listdir("run")) == ["log.jsonl", "run.pt", "weights.safetensors"]
+    assert fasttracks.load("run/weights.safetensors", device="cpu").config.rounds == 1
 
     script = Path(__file__).parents[1] / "benchmarks/validation_set.py"
     wanted = ["-o", "clips", "--clips", "2", "--frames", "6", "--tracks", "20"]

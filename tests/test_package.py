@@ -62,7 +62,7 @@ def test_wheel_and_sdist(archives):
     tops = {name.split("/")[0] for name in names}
     assert tops == {"fasttracks", next(t for t in tops if t.endswith(".dist-info"))}
     data = ("py.typed", "viewers/page.html", "kernels/launches.json")
-    data += ("data/base.safetensors", "data/skins.npz")
+    data += ("data/base.safetensors", "data/large.safetensors", "data/skins.npz")
     for name in ("kernels/compose_project.py", *data):
         assert f"fasttracks/{name}" in names
     sources = {p.relative_to(ROOT).as_posix() for p in ROOT.glob("fasttracks/**/*.py")}
@@ -101,7 +101,7 @@ def test_readme_python_runs(tmp_path, monkeypatch):
 def test_readme_figures_are_the_measured_ones():
     import json
 
-    record = json.loads((ROOT / "benchmarks/results/real_clips.json").read_text())
+    record = json.loads((ROOT / "benchmarks/results/real_clips-base.json").read_text())
     readme = (ROOT / "README.md").read_text()
     for clip in record["clips"]:
         assert clip["median px"] < 8

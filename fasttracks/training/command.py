@@ -60,16 +60,11 @@ def run(options: argparse.Namespace) -> None:
     source = _source(options, device)
     checkpoint = folder / "run.pt"
     going = checkpoint.is_file()
-    current = (
-        Run.load(checkpoint, device)
-        if going
-        else start(
-            Config(rounds=options.rounds or Config.rounds) if scratch else options.weights,
-            schedule,
-            device,
-            rounds=options.rounds,
-        )
-    )
+    if going:
+        current = Run.load(checkpoint, device)
+    else:
+        weights = _sizes(options) if scratch else options.weights
+        current = start(weights, schedule, device, options.rounds)
     if first:
         print(f"{'going on' if going else 'starting'} at step {current.step} on {device}")
     held_out = load_library(options.data, "validation", device)
@@ -99,6 +94,10 @@ def validation(library: Library, clips: int, seed: int = 1) -> dict[str, list[Ba
         ]
         for name, variety in VALIDATION.items()
     }
+
+
+def _sizes(options: argparse.Namespace) -> Config:
+    return Config() if options.rounds is None else Config(rounds=options.rounds)
 
 
 def _source(options: argparse.Namespace, device: torch.device) -> Source:

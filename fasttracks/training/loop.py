@@ -188,7 +188,6 @@ def start(
     weights: str | os.PathLike[str] | Config,
     schedule: Schedule,
     device: torch.device,
-    *,
     rounds: int | None = None,
 ) -> Run:
     """A fresh run: from a weights file, of any size, or from random weights of a network's sizes.
