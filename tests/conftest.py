@@ -1,6 +1,10 @@
 """Kernels run natively where there is CUDA, else in Triton's interpreter on the CPU."""
 
+import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +17,35 @@ if not torch.cuda.is_available():
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs CUDA")
+
+
+_compiler = pytest.StashKey[subprocess.Popen[bytes]]()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Compile for other GPUs beside the tests, most of which leave a core idle."""
+    wanted = any("compiled" in getattr(item, "fixturenames", ()) for item in session.items)
+    if wanted and not session.config.option.collectonly:
+        session.config.stash[_compiler] = subprocess.Popen(
+            [sys.executable, Path(__file__).parent / "cross_compile.py"],
+            env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"},
+            stdout=subprocess.PIPE,
+        )
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Leave nothing running where the tests that wait for it didn't."""
+    if _compiler in config.stash:
+        config.stash[_compiler].kill()
+
+
+@pytest.fixture(scope="session")
+def compiled(request: pytest.FixtureRequest) -> list[dict]:
+    """What `cross_compile.py` prints."""
+    compiler = request.config.stash[_compiler]
+    output, _ = compiler.communicate()
+    assert compiler.returncode == 0
+    return json.loads(output)
 
 
 @pytest.fixture(scope="session")

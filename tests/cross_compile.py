@@ -286,5 +286,7 @@ def compile_for(architecture: int, case: Case) -> dict[str, Any]:
 
 if __name__ == "__main__":
     todo = [(a, case) for case in CASES for a in case.architectures]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # most of it is not Python
+    # Most of it is not Python.
+    with ThreadPoolExecutor(os.cpu_count()) as pool, tempfile.TemporaryDirectory() as cache:
+        triton.knobs.cache.dir = cache
         print(json.dumps(list(pool.map(compile_for, *zip(*todo, strict=True))), indent=1))

@@ -1,8 +1,6 @@
 """Kernels against the closed form in float64, and what the compiler makes of them."""
 
-import json
 import math
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -134,11 +132,6 @@ def test_compiles_once_for_all_lengths(
     assert len(compiled) == 1
 
 
-def clean_environment(**extra: str) -> dict[str, str]:
-    """The environment in which kernels compile rather than run in the interpreter."""
-    return {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | extra
-
-
 # Registers per thread and bytes of shared memory per block that a kernel may take, and whether it
 # is to use Hopper's matrix instruction.
 LIMITS = {
@@ -178,16 +171,6 @@ SPILLS = {
     ("embed", 100): 160,
     **{("adjust move", a): 64 for a in (80, 90)},  # sines of large angles
 }
-
-
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    """What `cross_compile.py` prints."""
-    output = subprocess.check_output(
-        [sys.executable, ROOT / "tests/cross_compile.py"],
-        env=clean_environment(TRITON_CACHE_DIR=str(tmp_path_factory.mktemp("triton"))),
-    )
-    return json.loads(output)
 
 
 @pytest.mark.parametrize("architecture", [80, 90, 100])
