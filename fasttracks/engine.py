@@ -120,7 +120,7 @@ class Engine:
             if self._caller is None or self._caller.cuda_stream != number:
                 self._caller = torch.cuda.current_stream(self._device)
                 self._caller.wait_event(self._done)
-            ready.tracks.copy_(tracks)
+            ready.tracks.copy_(tracks.detach())  # else gradients' history would grow call by call
             ready.graph.replay()  # on its own device's current stream, as is all of this
             flat = ready.flat.clone() if copy else None
             self._done.record(self._caller)

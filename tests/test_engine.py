@@ -83,6 +83,15 @@ def test_input_from_elsewhere_and_of_another_dtype(network):
 
 
 @pytest.mark.gpu
+def test_input_that_wants_a_gradient_leaves_no_history(network):
+    engine = Engine(network, max_tracks=30, max_frames=20)
+    found = engine(inputs(20, 30).requires_grad_(True))
+    assert_same_bits(found, network(inputs(20, 30)))
+    assert not found.points.requires_grad
+    assert not engine._input.requires_grad
+
+
+@pytest.mark.gpu
 def test_a_few_graphs_are_kept(network):
     engine = Engine(network, max_tracks=40, max_frames=20, max_graphs=2)
     for tracks in (10, 20, 30, 40, 10, 20):
