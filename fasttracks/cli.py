@@ -19,6 +19,7 @@ from fasttracks.options import parser
 if TYPE_CHECKING:
     import numpy as np
 
+    from fasttracks.network import TracksTo4D
     from fasttracks.reconstruction import Reconstruction
     from fasttracks.tracks import Tracks
     from fasttracks.video import Video
@@ -50,7 +51,7 @@ def demo(options: argparse.Namespace) -> None:
     output = Path(options.output) / "reconstruction.npz"
     for file in _with_pictures(output):
         _check_writable(file)
-    _finish(_reconstruct(Tracks.load(_DEMO), options), output)
+    _finish(_reconstruct(Tracks.load(_DEMO), _load(options), options), output)
 
 
 def track(options: argparse.Namespace) -> None:
@@ -67,11 +68,12 @@ def reconstruct(options: argparse.Namespace) -> None:
 
     output = _output(options, "-reconstruction.npz", pictures=True)
     if Path(options.input).suffix.lower() == ".npz":
-        tracks, frames = Tracks.load(options.input), None
+        tracks, frames, model = Tracks.load(options.input), None, _load(options)
     else:
+        model = _load(options)  # first: what is wrong with it need not wait for the tracker
         tracks, video = _track(options)
         frames = video.frames
-    _finish(_reconstruct(tracks, options), output, frames)
+    _finish(_reconstruct(tracks, model, options), output, frames)
     if options.open:
         _open(output.with_suffix(".html"))
 
@@ -261,11 +263,18 @@ def _open(page: Path) -> None:
         _complain(f"warning: no browser to open {page} with", 0)
 
 
-def _reconstruct(tracks: "Tracks", options: argparse.Namespace) -> "Reconstruction":
+def _load(options: argparse.Namespace) -> "TracksTo4D":
     with _stage("load model"):
         import fasttracks
 
-        model = fasttracks.load(options.model, device=options.device, precision=options.precision)
+        return fasttracks.load(options.model, device=options.device, precision=options.precision)
+
+
+def _reconstruct(
+    tracks: "Tracks", model: "TracksTo4D", options: argparse.Namespace
+) -> "Reconstruction":
+    import fasttracks
+
     with _stage("reconstruct"):
         result = fasttracks.reconstruct(
             tracks,

@@ -162,6 +162,7 @@ def test_convert(capsys):
         (["reconstruct", "clip.npz", "-o", "a.txt"], ".npz"),
         (["reconstruct", "clip.npz", "-o", "clip.npz"], "exists"),
         (["reconstruct", "clip.npz", "--model", "nowhere"], "nowhere"),
+        (["reconstruct", "empty.mp4", "--model", "nowhere"], "nowhere"),
         (["reconstruct", "clip.npz", "--device", "warp"], "device"),
         (["reconstruct", "clip.npz", "--precision", "fp1"], "precision"),
         (["reconstruct", "clip.npz", "--focal", "-3"], "focal"),
