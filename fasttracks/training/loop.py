@@ -200,7 +200,8 @@ def start(
         source, sizes = None, weights
     else:
         source = load(weights, device="cpu", precision="fp32")
-        source = deepened(source, rounds or source.config.rounds)
+        if rounds:
+            source = deepened(source, rounds)
         sizes = source.config
     network = TracksTo4D(replace(sizes, predicts_focal=True))
     head: Any = network.camera
