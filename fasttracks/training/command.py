@@ -17,7 +17,7 @@ from fasttracks.training.library import Library
 from fasttracks.training.library import load as load_library
 from fasttracks.training.loop import Run, Schedule, start, train
 from fasttracks.training.sources import Batch, Source, recordings, scenes
-from fasttracks.training.variety import CASUAL, Variety
+from fasttracks.training.variety import CASUAL, TRIPOD, Variety
 from fasttracks.weights import resolve_device
 
 # Held-out scenes of three kinds: all there is; casual clips; and the hardest check of whether
@@ -103,7 +103,7 @@ def _sizes(options: argparse.Namespace) -> Config:
 def _source(options: argparse.Namespace, device: torch.device) -> Source:
     if options.tracks is None:
         library = load_library(options.data, "train", device)
-        turns = (CASUAL, CASUAL, Variety(), CASUAL)
+        turns = (CASUAL, CASUAL, Variety(), CASUAL, CASUAL, TRIPOD, Variety(), CASUAL)
         return scenes(library, options.seed, turns, record=device.type == "cuda")
     files = sorted(Path(options.tracks).glob("*.npz"))
     if not files:

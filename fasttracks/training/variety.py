@@ -1,6 +1,6 @@
 """What scenes vary in, and how much."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fasttracks.training.sampling import Range
 
@@ -82,4 +82,14 @@ CASUAL = Variety(
     jumps=(0.0, 0.04),
     sticky=(0.0, 0.15),
     outliers=(0.0, 0.04),
+)
+
+# The camera stays where it is. Only the picture then tells ground from wall, and what is filmed so
+# mostly stands on ground.
+TRIPOD = replace(
+    CASUAL,
+    places=(0.65, 0.15, 0.15, 0.05),
+    cameras=(0.0, 0.0, 0.0, 0.0, 0.35, 0.65, 0.0),
+    focal=(0.65, 2.2),
+    unknown_focal=0.4,
 )
