@@ -15,7 +15,7 @@ import fasttracks
 from fasttracks import ops, reference
 from fasttracks.geometry import Prediction
 from fasttracks.network import TracksTo4D
-from fasttracks.tune import graph_seconds
+from fasttracks.performance.timing import graph_seconds
 from fasttracks.weights import released_layout
 
 SDPA = (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION)

@@ -31,8 +31,8 @@ mark("import fasttracks")
 backend = "torch" if sys.argv[1] == "cpu" else "triton"
 model = fasttracks.load("base", device=sys.argv[1], backend=backend)
 mark("load")
-from fasttracks.bench import clip
-inputs = clip(100, 50, sys.argv[1])
+from fasttracks.performance.sample import sample_inputs
+inputs = sample_inputs(100, 50, sys.argv[1])
 start = time.perf_counter()
 for name in ("first call", "second call"):
     with torch.no_grad():

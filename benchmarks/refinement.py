@@ -21,15 +21,14 @@ import numpy as np
 import torch
 
 import fasttracks
+from fasttracks.evaluation.metrics import FOCAL_LENGTH, Estimate, metrics
 from fasttracks.geometry import Prediction
-from fasttracks.losses import unsupervised
-from fasttracks.metrics import FOCAL_LENGTH, Estimate, metrics
+from fasttracks.learning import forward, unsupervised
 from fasttracks.network import TracksTo4D
 from fasttracks.refine.bundle import bundle
 from fasttracks.refine.finetune import finetune
 from fasttracks.training.command import VALIDATION
 from fasttracks.training.library import load as load_library
-from fasttracks.training.loop import forward
 from fasttracks.training.scenes import Clips, generate, seeded
 from fasttracks.training.variety import CASUAL
 

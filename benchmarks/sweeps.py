@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import fasttracks
+from fasttracks.evaluation.metrics import Estimate, Truth, metrics
 from fasttracks.geometry import project, to_camera
-from fasttracks.metrics import Estimate, Truth, metrics
 from fasttracks.training.command import VALIDATION, VALIDATION_FRAMES, VALIDATION_TRACKS
 from fasttracks.training.library import load as load_library
 from fasttracks.training.loop import judge, judge_each

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 import fasttracks
-from fasttracks import bench, ops
+from fasttracks import ops
+from fasttracks.backends import choose
 from fasttracks.graphs import capture
-from fasttracks.tune import arguments, within_budget
+from fasttracks.performance.sample import sample_inputs
+from fasttracks.performance.tune import arguments, within_budget
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 
@@ -46,15 +48,15 @@ def network():
 @pytest.mark.parametrize("size", SIZES, ids=lambda s: f"{s[0]}x{s[1]}")
 def test_kernel(benchmark, network, size, name, backend):
     field = name.split()[0]
-    call = getattr(ops.choose(backend, network.config), field)
+    call = getattr(choose(backend, network.config), field)
     twin = getattr(ops, field)
     info = {"operation": name, "backend": backend, "tracks": size[0], "frames": size[1]}
     with torch.no_grad():
-        small = arguments(network, name, bench.clip(min(size[0], 256), size[1], "cuda"))
+        small = arguments(network, name, sample_inputs(min(size[0], 256), size[1], "cuda"))
         info["error"] = float(f"{within_budget(call, twin, small):.3g}")
         del small
 
-        positional, keywords = arguments(network, name, bench.clip(*size, "cuda"))
+        positional, keywords = arguments(network, name, sample_inputs(*size, "cuda"))
         graph, _ = capture(lambda: [call(*positional, **keywords) for _ in range(REPEATS)])
 
         def run():

@@ -1,8 +1,8 @@
 """The whole forward, tracks in and points, cameras and reprojection out: `pytest benchmarks`.
 
 `--benchmark-json=FILE` keeps the figures, for `report.py`. Accuracy first: nothing is timed whose
-error against float64 is beyond `bench.LIMITS`. `-k` picks columns and sizes. With TRACKSTO4D=PATH
-the released code in that checkout is measured too.
+error against float64 is beyond `accuracy.LIMITS`. `-k` picks columns and sizes. With
+TRACKSTO4D=PATH the released code in that checkout is measured too.
 """
 
 import os
@@ -15,13 +15,15 @@ import torch
 from torch import Tensor
 
 import fasttracks
-from fasttracks import bench
 from fasttracks.geometry import Prediction
+from fasttracks.performance import accuracy, timing
+from fasttracks.performance.sample import SIZES as ALL_SIZES
+from fasttracks.performance.sample import sample_inputs
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 BACKEND = "triton" if CUDA else "torch"
-SIZES = bench.SIZES if CUDA else bench.SIZES[:2]
+SIZES = ALL_SIZES if CUDA else ALL_SIZES[:2]
 SECONDS = 3  # that the calls of a row may take; there are 1000 of them at most
 
 
@@ -58,9 +60,9 @@ def exact():
 @pytest.mark.parametrize("column", COLUMNS)
 @pytest.mark.parametrize("size", SIZES, ids=lambda s: f"{s[0]}x{s[1]}")
 def test_network(benchmark, exact, size, column):
-    inputs = bench.clip(*size, DEVICE)
+    inputs = sample_inputs(*size, DEVICE)
     with torch.no_grad():
-        truth = bench.truth(exact, inputs)
+        truth = accuracy.truth(exact, inputs)
         if CUDA:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
@@ -70,9 +72,9 @@ def test_network(benchmark, exact, size, column):
             prediction = call(inputs)
         except torch.cuda.OutOfMemoryError:
             pytest.skip("out of memory")
-        found = bench.errors(prediction, truth)
+        found = accuracy.errors(prediction, truth)
         try:
-            bench.check(found, torch.bfloat16 if "bf16" in column else torch.float16)
+            accuracy.check(found, torch.bfloat16 if "bf16" in column else torch.float16)
         except fasttracks.InputError as error:
             if "engine" in column:
                 raise
@@ -84,16 +86,16 @@ def test_network(benchmark, exact, size, column):
             if CUDA:
                 torch.cuda.synchronize()
 
-        once = min(bench.wall_times(lambda: call(inputs), 3, inputs.device))
+        once = min(timing.wall_times(lambda: call(inputs), 3, inputs.device))
         calls = max(3, min(1000, int(SECONDS / once)))
         benchmark.pedantic(run, rounds=calls, warmup_rounds=min(calls, 20))
         median = benchmark.stats.stats.median
-        flops = bench.operations(exact.config, *size)
+        flops = timing.operations(exact.config, *size)
         info = {
             "column": column,
             "tracks": size[0],
             "frames": size[1],
-            **bench.percentiles(benchmark.stats.stats.sorted_data),
+            **timing.percentiles(benchmark.stats.stats.sorted_data),
             "TFLOP/s": round(flops / median / 1e12, 1),
             **{f"error of {name}": float(f"{value:.3g}") for name, value in found.items()},
             **used,
@@ -101,8 +103,8 @@ def test_network(benchmark, exact, size, column):
         if CUDA:
             info["memory GB"] = round((torch.cuda.max_memory_reserved() - before) / 1e9, 3)
             if "engine" in column:
-                info["host µs"] = round(1e6 * bench.host_time(lambda: call(inputs)), 1)
-                without = bench.host_time(lambda: call(inputs, copy=False))
+                info["host µs"] = round(1e6 * timing.host_time(lambda: call(inputs)), 1)
+                without = timing.host_time(lambda: call(inputs, copy=False))
                 info["host µs, copy=False"] = round(1e6 * without, 1)
     benchmark.extra_info.update(info)
     torch._dynamo.reset()

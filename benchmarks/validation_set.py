@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fasttracks import Tracks
-from fasttracks.evaluation import save_clip
+from fasttracks.evaluation.clips import save_clip
 from fasttracks.training.command import VALIDATION, VALIDATION_FRAMES, VALIDATION_TRACKS
 from fasttracks.training.library import load as load_library
 from fasttracks.training.scenes import generate, seeded

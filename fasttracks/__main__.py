@@ -2,6 +2,6 @@
 
 import sys
 
-from fasttracks.cli import main
+from fasttracks.cli.main import main
 
 sys.exit(main())

@@ -1,7 +1,6 @@
 """`Engine`: a network made ready for many calls that must be quick."""
 
 import math
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from threading import Lock
 from typing import NamedTuple
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from fasttracks.errors import InputError
 from fasttracks.geometry import Prediction
-from fasttracks.graphs import capture
+from fasttracks.graphs import GraphCache, capture
 from fasttracks.network import TracksTo4D
 
 Shape = tuple[int, int, int]  # B clips, T frames, N tracks
@@ -24,6 +23,7 @@ class _Graph(NamedTuple):
     tracks: Tensor  # what it reads
     flat: Tensor  # what it writes: all fields of the prediction, one after the other
     prediction: Prediction  # the fields, views of `flat`
+    done: torch.cuda.Event  # after the engine's last call
 
 
 class Engine:
@@ -66,9 +66,8 @@ class Engine:
         self.model = model
         self.limits: Shape = (max_clips, max_frames, max_tracks)
         self._heads = model.points.weight
-        self._max_graphs = max_graphs
         self._lock = Lock()
-        self._graphs: OrderedDict[tuple[int, ...], _Graph] = OrderedDict()  # by (B, T, N, 3)
+        self._graphs: GraphCache[_Graph] = GraphCache(max_graphs)  # by (B, T, N, 3)
         self._device = self._heads.device if self._heads.is_cuda else None
         if self._device:
             with torch.cuda.device(self._device):
@@ -86,7 +85,7 @@ class Engine:
             self._check((*shape, 3))
             if self._device:
                 with self._lock, torch.cuda.device(self._device):
-                    self._graph((*shape, 3))
+                    self._ready((*shape, 3))
 
     def __call__(self, tracks: Tensor, *, copy: bool = True) -> Prediction:
         """The network's prediction for tracks (B, T, N, 3), as `TracksTo4D.forward` takes them.
@@ -113,8 +112,7 @@ class Engine:
             if ready is None:
                 self._check(shape)
                 with torch.cuda.device(self._device):
-                    ready = self._graph(shape)
-            self._graphs.move_to_end(shape)
+                    ready = self._ready(shape)
             # As Triton's launcher finds it: a `torch.cuda.Stream` takes ten times as long.
             number = torch._C._cuda_getCurrentRawStream(self._device.index)
             if self._caller is None or self._caller.cuda_stream != number:
@@ -135,13 +133,11 @@ class Engine:
                 f"found {tuple(shape[:3])}"
             )
 
-    def _graph(self, shape: tuple[int, ...]) -> _Graph:
+    def _ready(self, shape: tuple[int, ...]) -> _Graph:
         """The shape's graph, captured now if it isn't there; the lock is held."""
-        if shape in self._graphs:
-            return self._graphs[shape]
-        while len(self._graphs) >= self._max_graphs:
-            self._done.synchronize()  # it may be running
-            self._graphs.popitem(last=False)[1].graph.reset()
+        return self._graphs.get(shape) or self._graphs.add(shape, lambda: self._capture(shape))
+
+    def _capture(self, shape: tuple[int, ...]) -> _Graph:
         inputs = self._input[: math.prod(shape)].view(shape)
 
         def forward() -> tuple[list[Tensor], Tensor]:
@@ -151,8 +147,7 @@ class Engine:
         self._stream.wait_event(self._done)
         with torch.no_grad():
             graph, (parts, flat) = capture(forward, pool=self._pool, stream=self._stream)
-        self._graphs[shape] = _Graph(graph, inputs, flat, _fields(flat, parts))
-        return self._graphs[shape]
+        return _Graph(graph, inputs, flat, _fields(flat, parts), self._done)
 
 
 def _fields(flat: Tensor, like: Sequence[Tensor]) -> Prediction:

@@ -3,24 +3,65 @@
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-_MOST = 8  # graphs that are kept; the one not used for longest goes first
-
 Function = Callable[..., tuple[Tensor, ...]]
 
 
-class _Graph(NamedTuple):
+class Captured(Protocol):
+    """What a `GraphCache` keeps: a graph, and the event after which it no longer runs."""
+
+    @property
+    def graph(self) -> torch.cuda.CUDAGraph: ...
+
+    @property
+    def done(self) -> torch.cuda.Event: ...
+
+
+Entry = TypeVar("Entry", bound=Captured)
+
+
+class GraphCache(Generic[Entry]):
+    """CUDA graphs by key, at most `size` of them: the least recently used is freed first.
+
+    It has no lock of its own: callers in several threads hold theirs.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._entries: OrderedDict[Hashable, Entry] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, key: Hashable) -> Entry | None:
+        """The entry of a key, which becomes the most recently used; None if there is none."""
+        entry = self._entries.get(key)
+        if entry is not None:
+            self._entries.move_to_end(key)
+        return entry
+
+    def add(self, key: Hashable, make: Callable[[], Entry]) -> Entry:
+        """Free what is too much, then keep what `make` captures."""
+        while len(self._entries) >= self.size:
+            _, old = self._entries.popitem(last=False)
+            old.done.synchronize()
+            old.graph.reset()
+        entry = self._entries[key] = make()
+        return entry
+
+
+class _Replay(NamedTuple):
     graph: torch.cuda.CUDAGraph
     inputs: list[Tensor]
     outputs: tuple[Tensor, ...]
     done: torch.cuda.Event  # after the last call has read its outputs
 
 
-_graphs: OrderedDict[Hashable, _Graph] = OrderedDict()
+_replays: GraphCache[_Replay] = GraphCache(8)
 _lock = Lock()
 
 
@@ -70,8 +111,7 @@ def replayed(function: Function, *inputs: Tensor) -> tuple[Tensor, ...]:
     key = (function, device, shapes)
     with _lock, torch.cuda.device(device), torch.no_grad():
         stream = torch.cuda.current_stream()
-        ready = _graphs.get(key) or _new(key, function, inputs)
-        _graphs.move_to_end(key)
+        ready = _replays.get(key) or _replays.add(key, lambda: _capture(function, inputs))
         stream.wait_event(ready.done)
         for place, value in zip(ready.inputs, inputs, strict=True):
             place.copy_(value)
@@ -81,12 +121,7 @@ def replayed(function: Function, *inputs: Tensor) -> tuple[Tensor, ...]:
     return outputs
 
 
-def _new(key: Hashable, function: Function, inputs: tuple[Tensor, ...]) -> _Graph:
-    while len(_graphs) >= _MOST:
-        _, old = _graphs.popitem(last=False)
-        old.done.synchronize()  # it may be running
-        old.graph.reset()
+def _capture(function: Function, inputs: tuple[Tensor, ...]) -> _Replay:
     kept = [value.detach().clone() for value in inputs]
     graph, outputs = capture(lambda: function(*kept))
-    _graphs[key] = _Graph(graph, kept, outputs, torch.cuda.Event())
-    return _graphs[key]
+    return _Replay(graph, kept, outputs, torch.cuda.Event())

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from fasttracks import ops
+from fasttracks.backends import TORCH, Backend, choose
 from fasttracks.config import Config
 from fasttracks.geometry import Prediction
+from fasttracks.operators import OPERATORS
 
 # Tokens that a block of plain torch works on at a time. Sequences don't see each other, so this
 # changes no result; it bounds the memory of the widest activations (3072 channels).
@@ -24,14 +26,14 @@ class TracksTo4D(nn.Module):
     their last norm in float32, as `weights.load` has it; the embedding, the heads and all geometry
     stay in float32, or float64 after `.double()`.
 
-    `backend` is "auto", "triton" or "torch", as `ops.choose` takes it. Where gradients are
+    `backend` is "auto", "triton" or "torch", as `backends.choose` takes it. Where gradients are
     needed, on the CPU, in float64, and for attention and MLP in float32, plain torch runs.
     """
 
     def __init__(self, config: Config | None = None, *, backend: str = "auto") -> None:
         super().__init__()
         self.config = config = config or Config()
-        self.backend = ops.choose(backend, config)
+        self.backend = choose(backend, config)
         self.embedding = _Embedding(config)
         self.blocks = nn.ModuleList(
             _Block(config, axis) for _ in range(config.rounds) for axis in (ops.TIME, ops.TRACK)
@@ -50,16 +52,16 @@ class TracksTo4D(nn.Module):
         grad = torch.is_grad_enabled() and (
             tracks.requires_grad or any(p.requires_grad for p in self.parameters())
         )
-        run = ops.suited(self.backend, tracks.device, dtype, grad)
+        run = runnable(self.backend, tracks.device, dtype, grad)
         x = self.embedding(tracks, dtype, run)
-        kernels = run is self.backend and run is not ops.TORCH  # and no compiler looks on
+        kernels = run is self.backend and run is not TORCH  # and no compiler looks on
         if kernels and (x.device, x.dtype) not in _compiled:
             self._compile(x, run)
         for block in self.blocks:
             x = block(x, run)
         return self.read(x, run)
 
-    def _compile(self, x: Tensor, run: ops.Backend) -> None:
+    def _compile(self, x: Tensor, run: Backend) -> None:
         """Have Triton compile what tokens like `x` need side by side; most of it is not Python."""
         if torch.cuda.is_current_stream_capturing():
             return
@@ -83,7 +85,7 @@ class TracksTo4D(nn.Module):
             list(pool.map(work, jobs))
         _compiled.add((x.device, x.dtype))
 
-    def read(self, x: Tensor, run: ops.Backend = ops.TORCH) -> Prediction:
+    def read(self, x: Tensor, run: Backend = TORCH) -> Prediction:
         """Heads and geometry: what the tokens (B, T, N, C) of the last block say."""
         rotation, position, focal, coefficients, basis, motion = run.heads(
             x,
@@ -110,7 +112,7 @@ class _Embedding(nn.Module):
         self.norm_out = nn.LayerNorm(config.width)
 
     def forward(
-        self, tracks: Tensor, dtype: torch.dtype | None = None, run: ops.Backend = ops.TORCH
+        self, tracks: Tensor, dtype: torch.dtype | None = None, run: Backend = TORCH
     ) -> Tensor:
         norm_in, linear, norm_out = map(ops.affine, (self.norm_in, self.linear, self.norm_out))
         return run.embed(tracks, norm_in, linear, norm_out, dtype)
@@ -131,7 +133,7 @@ class _Block(nn.Module):
         self.down = nn.Linear(config.mlp_width, config.width)
         self.norm = nn.LayerNorm(config.width)
 
-    def forward(self, x: Tensor, run: ops.Backend = ops.TORCH) -> Tensor:
+    def forward(self, x: Tensor, run: Backend = TORCH) -> Tensor:
         rows = ops.TRACK if self.axis == ops.TIME else ops.TIME
         limit = _TOKENS_AT_ONCE.get(x.device.type, _TOKENS_AT_ONCE["cpu"])
         at_once = max(1, limit // (x.shape[0] * x.shape[self.axis]))
@@ -139,10 +141,10 @@ class _Block(nn.Module):
             return self._sequences(x, run)
         return torch.cat([self._sequences(part, run) for part in x.split(at_once, rows)], rows)
 
-    def _sequences(self, x: Tensor, run: ops.Backend) -> Tensor:
+    def _sequences(self, x: Tensor, run: Backend) -> Tensor:
         return self.transform(self.attend(x, run), run)
 
-    def attend(self, x: Tensor, run: ops.Backend) -> Tensor:
+    def attend(self, x: Tensor, run: Backend) -> Tensor:
         """Attention with its norm and residual, of tokens (B, T, N, C)."""
         return run.attention(
             x,
@@ -153,7 +155,7 @@ class _Block(nn.Module):
             axis=self.axis,
         )
 
-    def transform(self, x: Tensor, run: ops.Backend) -> Tensor:
+    def transform(self, x: Tensor, run: Backend) -> Tensor:
         """MLP with its norms and residual, of tokens (B, T, N, C)."""
         return run.mlp(
             x,
@@ -162,3 +164,19 @@ class _Block(nn.Module):
             ops.affine(self.down),
             ops.affine(self.norm),
         )
+
+
+def runnable(backend: Backend, device: torch.device, dtype: torch.dtype, grad: bool) -> Backend:
+    """The part of a backend that can run one call; plain torch stands in for the rest.
+
+    The kernels run on CUDA, forward only, and those of attention and MLP in half precision
+    only. `dtype` is that of the blocks; `grad` says whether gradients are needed. Compilers and
+    exporters see them as torch operators (`fasttracks.operators`).
+    """
+    if backend is TORCH or device.type != "cuda" or grad:
+        return TORCH
+    if torch.compiler.is_compiling():
+        backend = OPERATORS
+    if dtype == torch.float32:
+        return backend._replace(attention=ops.attention, mlp=ops.mlp)
+    return backend if dtype in (torch.float16, torch.bfloat16) else TORCH

@@ -1,22 +1,15 @@
-"""The network's fused operations: their plain torch twins, and which backend runs them.
+"""The network's fused operations in plain torch, for any device and dtype.
 
-Callers hand over tokens (B, T, N, C) as they lie in memory and say along which axis to
-work; how an operation gets there is its backend's business.
+`backends` chooses between these and the Triton kernels, which have the same signatures.
 """
 
-import warnings
-from collections.abc import Callable
-from functools import cache
-from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fasttracks import geometry
-from fasttracks.config import Config
-from fasttracks.errors import InputError
 
 TIME, TRACK = 1, 2  # axes of (B, T, N, C) that attention may run along
 
@@ -138,93 +131,3 @@ def compose_project(
 
 def _layer_norm(x: Tensor, affine: Affine) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], *affine)
-
-
-class Backend(NamedTuple):
-    """One way to run the operations, each with the signature of its twin in this module."""
-
-    name: str
-    embed: Callable[..., Tensor]
-    attention: Callable[..., Tensor]
-    mlp: Callable[..., Tensor]
-    heads: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]]
-    compose_project: Callable[..., tuple[Tensor, Tensor, Tensor]]
-    traced: Any = None  # the backend that compilers and exporters shall see in its place, if any
-
-
-TORCH = Backend("torch", embed, attention, mlp, heads, compose_project)
-
-
-def choose(name: str, config: Config, device: torch.device | None = None) -> Backend:
-    """The backend that "auto", "triton" or "torch" stands for on a device, by default CUDA's.
-
-    "auto" is Triton's kernels on a CUDA GPU from compute capability 8.0 on, else plain torch; it
-    warns, once, where there is a GPU but no Triton, or one that is too old. Networks of unusual
-    sizes are plain torch's as well.
-
-    Raises:
-        InputError: an unknown name, or "triton" where it can't run.
-    """
-    if name not in ("auto", "triton", "torch"):
-        raise InputError(f"backend: expected 'auto', 'triton' or 'torch', found {name!r}")
-    if name == "torch":
-        return TORCH
-    lacking = missing(device)
-    usual = all(n >= 16 and n & (n - 1) == 0 for n in (config.width, config.head_width))
-    if lacking is None and usual:
-        return _triton()
-    if name == "triton":
-        why = lacking or "width and head_width are not powers of two from 16 on"
-        raise InputError(f"backend: 'triton' can't run, as {why}; use 'torch' or 'auto'")
-    if lacking and torch.cuda.is_available() and (device is None or device.type == "cuda"):
-        _fall_back(lacking)
-    return TORCH
-
-
-def suited(backend: Backend, device: torch.device, dtype: torch.dtype, grad: bool) -> Backend:
-    """What of a backend can run one call, torch twins standing in for the rest.
-
-    The kernels run on CUDA, forward only, and those of attention and MLP in half precision
-    only. `dtype` is that of the blocks; `grad` says whether gradients are needed. Compilers and
-    exporters see them as operators of torch (`fasttracks.traced`).
-    """
-    if backend is TORCH or device.type != "cuda" or grad:
-        return TORCH
-    if torch.compiler.is_compiling():
-        backend = backend.traced
-    if dtype == torch.float32:
-        return backend._replace(attention=attention, mlp=mlp)
-    return backend if dtype in (torch.float16, torch.bfloat16) else TORCH
-
-
-def missing(device: torch.device | None) -> str | None:
-    """What Triton lacks on a device, if anything."""
-    if not torch.cuda.is_available():
-        return "torch sees no CUDA GPU"
-    if device is not None and device.type != "cuda":
-        return f"it runs on CUDA only, not on {device.type}"
-    capability = torch.cuda.get_device_capability(device)
-    if capability < (8, 0):
-        return "the GPU's compute capability {}.{} is below 8.0".format(*capability)
-    return None if find_spec("triton") else "Triton is not installed"
-
-
-@cache
-def _triton() -> Backend:
-    from fasttracks import traced
-    from fasttracks.kernels import attention, compose_project, embed, heads, mlp
-
-    return Backend(
-        "triton",
-        embed.embed,
-        attention.attention,
-        mlp.mlp,
-        heads.heads,
-        compose_project.compose_project,
-        traced.BACKEND,
-    )
-
-
-@cache  # once a reason
-def _fall_back(missing: str) -> None:
-    warnings.warn(f"backend: plain torch, as {missing}", stacklevel=4)

@@ -75,8 +75,8 @@ def reconstruct(
     network = run.model if isinstance(run, Engine) else run
     heads = network.points.weight
     cameras = [clip.camera() for clip in clips]
-    inputs = torch.stack([normalise(clip, k) for clip, k in zip(clips, cameras, strict=True)])
-    inputs = inputs.to(heads.device, heads.dtype)
+    arrays = [clip.inputs(camera) for clip, camera in zip(clips, cameras, strict=True)]
+    inputs = torch.from_numpy(np.stack(arrays)).to(heads.device, heads.dtype)
     known_focal = torch.tensor(
         [clip.intrinsics is not None for clip in clips], device=inputs.device
     )
@@ -184,19 +184,6 @@ def _load_once(
     path = os.fspath(find(model))
     modified = os.path.getmtime(path) if os.path.exists(path) else 0.0
     return _load_cached(path, modified, str(device), precision)
-
-
-def normalise(clip: Tracks, camera: np.ndarray) -> Tensor:
-    """The network's input (T, N, 3): pixels through K⁻¹, and whether they were seen."""
-    assert clip.visibility is not None
-    positions = through_inverse(clip.tracks, camera)
-    return torch.from_numpy(np.concatenate([positions, clip.visibility[..., None]], -1))
-
-
-def through_inverse(pixels: np.ndarray, camera: np.ndarray) -> np.ndarray:
-    """Pixels (..., N, 2) to normalised image coordinates, by intrinsics (..., 3, 3)."""
-    homogeneous = np.concatenate([pixels, np.ones_like(pixels[..., :1])], -1)
-    return (homogeneous @ np.linalg.inv(camera).swapaxes(-1, -2))[..., :2]
 
 
 def _reconstruction(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fasttracks.errors import InputError
-from fasttracks.npz import read_npz, write_npz
+from fasttracks.files import read_npz, write_npz
 
 _FARTHEST = 1e7  # pixels from the image's corner that a position may be
 
@@ -92,6 +92,15 @@ class Tracks:
         guess = np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]])
         return np.broadcast_to(guess, (len(self.tracks), 3, 3))
 
+    def inputs(self, camera: np.ndarray | None = None) -> np.ndarray:
+        """The network's input (T, N, 3) float64: normalised image coordinates and visibility.
+
+        Coordinates are pixels through the inverse of intrinsics `camera` (T, 3, 3), by default
+        those of `camera()`; visibility is 1 or 0.
+        """
+        positions = normalise(self.tracks, self.camera() if camera is None else camera)
+        return np.dstack([positions, np.asarray(self.visibility)])
+
     def _extent(self) -> tuple[int, int]:
         seen = self.tracks[self.visibility]
         low, high = seen.min(0), seen.max(0)
@@ -118,6 +127,12 @@ class Tracks:
           `video` or `image_size` for the image's size.
         """
         return from_arrays(read_npz(path, "track file"), path)
+
+
+def normalise(pixels: np.ndarray, camera: np.ndarray) -> np.ndarray:
+    """Pixels (..., N, 2) to normalised image coordinates, by intrinsics (..., 3, 3)."""
+    homogeneous = np.concatenate([pixels, np.ones_like(pixels[..., :1])], -1)
+    return (homogeneous @ np.linalg.inv(camera).swapaxes(-1, -2))[..., :2]
 
 
 def from_arrays(arrays: Mapping[str, np.ndarray], path: str | os.PathLike[str]) -> Tracks:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
-from fasttracks import ops
+from fasttracks.backends import choose
 from fasttracks.config import Config
 from fasttracks.errors import InputError
 from fasttracks.files import replacing
@@ -45,7 +45,7 @@ def load(
         precision: of the transformer blocks: "fp32", "fp16", "bf16", or "auto": float16 on
             CUDA, float32 elsewhere. Embedding, last norm, heads and geometry stay in float32.
         backend: "triton" (our kernels, on a CUDA GPU that they run on), "torch", or "auto", as
-            `ops.choose` takes it.
+            `backends.choose` takes it.
 
     Raises:
         InputError: no such name, file or device; a damaged file; weights that don't fit; a
@@ -62,7 +62,7 @@ def load(
             "are converted with 'fasttracks convert'"
         )
     config = Config.from_json(metadata["config"])
-    chosen = ops.choose(backend, config, device if named else None)
+    chosen = choose(backend, config, device if named else None)
     with torch.device("meta"):  # neither memory nor random numbers for what is replaced
         network = TracksTo4D(config, backend=chosen.name)
     shapes = {name: tuple(t.shape) for name, t in network.state_dict().items()}

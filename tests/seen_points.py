@@ -2,8 +2,8 @@
 
 import torch
 
+from fasttracks.evaluation.metrics import Estimate, Truth, metrics
 from fasttracks.geometry import Prediction, compose, exponential, project, to_camera
-from fasttracks.metrics import Estimate, Truth, metrics
 from fasttracks.refine.cameras import Evidence, Scene
 
 DOUBLE = {"dtype": torch.float64}

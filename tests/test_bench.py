@@ -12,8 +12,11 @@ from helpers import random_tracks, tiny_network
 from safetensors.torch import save_file
 
 import fasttracks
-from fasttracks import Config, InputError, bench
-from fasttracks.cli import main
+from fasttracks import Config, InputError
+from fasttracks.cli.main import main
+from fasttracks.performance import accuracy
+from fasttracks.performance.sample import FOCAL, sample_inputs
+from fasttracks.performance.timing import operations
 from fasttracks.weights import convert
 
 
@@ -33,12 +36,12 @@ def test_sizes_that_are_refused(size, capsys):
 
 @pytest.mark.parametrize(("tracks", "frames"), [(1, 1), (900, 50), (2000, 120)])
 def test_clips_of_any_size(tracks, frames):
-    inputs = bench.clip(tracks, frames, "cpu")
+    inputs = sample_inputs(tracks, frames, "cpu")
     assert inputs.shape == (1, frames, tracks, 3)
     assert inputs.dtype == torch.float32
     assert set(inputs[..., 2].unique().tolist()) <= {0.0, 1.0}
     assert len(inputs[0, 0].unique(dim=0)) > 0.9 * tracks  # no track twice
-    assert torch.equal(inputs, bench.clip(tracks, frames, "cpu"))
+    assert torch.equal(inputs, sample_inputs(tracks, frames, "cpu"))
 
 
 def test_errors_are_what_was_put_in():
@@ -51,25 +54,25 @@ def test_errors_are_what_was_put_in():
     rotation = exact.rotation.clone()
     rotation[0, 2] = rotation[0, 2] @ spin
     projection = exact.projection.clone()
-    projection[0, 0, :4, 0] += 1 / bench.FOCAL  # 2 % of the points by a pixel
-    found = bench.errors(
+    projection[0, 0, :4, 0] += 1 / FOCAL  # 2 % of the points by a pixel
+    found = accuracy.errors(
         exact._replace(points=exact.points * 1.001, rotation=rotation, projection=projection), exact
     )
     assert found == pytest.approx({"points": 1e-3, "rotation °": 0.01, "reprojection px": 1.0})
 
 
 def test_gate():
-    good = dict.fromkeys(bench.LIMITS, 1e-3)
-    bench.check(good)
-    for name, limit in bench.LIMITS.items():
-        bench.check(good | {name: 5 * limit}, torch.bfloat16)
+    good = dict.fromkeys(accuracy.LIMITS, 1e-3)
+    accuracy.check(good)
+    for name, limit in accuracy.LIMITS.items():
+        accuracy.check(good | {name: 5 * limit}, torch.bfloat16)
         for bad in (5 * limit, math.nan):
             with pytest.raises(InputError, match=name):
-                bench.check(good | {name: bad})
+                accuracy.check(good | {name: bad})
 
 
 def test_operations_of_the_paper_s_network():
-    assert bench.operations(Config(), 1000, 50) == pytest.approx(1.90e12, rel=0.01)
+    assert operations(Config(), 1000, 50) == pytest.approx(1.90e12, rel=0.01)
 
 
 def test_results_are_merged_by_row(tmp_path, monkeypatch):
@@ -136,7 +139,7 @@ def test_released_code_is_given_our_weights_and_tracks(tmp_path, monkeypatch):
 
     monkeypatch.setenv("TRACKSTO4D", str(tmp_path))
     monkeypatch.setitem(sys.modules, "inference", SimpleNamespace(TracksTo4DNet=Code))
-    inputs = bench.clip(7, 16, "cpu")
+    inputs = sample_inputs(7, 16, "cpu")
     call, _ = baselines.released(inputs)
     exact = fasttracks.load("base", device="cpu", precision="fp32")(inputs)
     for found, expected in zip(call(inputs), exact, strict=True):

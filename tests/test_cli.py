@@ -15,7 +15,7 @@ from helpers import TINY, rule_weights, tiny_network
 
 import fasttracks
 from fasttracks import Reconstruction, Tracks
-from fasttracks.cli import main
+from fasttracks.cli.main import main
 from fasttracks.export import FORMATS
 from fasttracks.training.loop import Schedule
 from fasttracks.weights import save
@@ -51,7 +51,7 @@ def fails(arguments, capsys):
 
 def test_demo_in_a_fresh_process():
     out = subprocess.run(
-        [sys.executable, "-m", "fasttracks.cli", "demo", "--device", "cpu"],
+        [sys.executable, "-m", "fasttracks", "demo", "--device", "cpu"],
         check=True,
         capture_output=True,
         text=True,

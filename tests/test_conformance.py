@@ -10,7 +10,7 @@ from helpers import NAMES, relative, rule_weights, vectors
 import fasttracks
 from fasttracks import reference
 from fasttracks.geometry import project, to_camera
-from fasttracks.losses import unsupervised
+from fasttracks.learning import unsupervised
 from fasttracks.weights import convert
 
 BOUND = {torch.float64: 2e-5, torch.float32: 2e-4}

@@ -9,9 +9,9 @@ from helpers import tiny_network
 
 import fasttracks
 from fasttracks import Tracks
-from fasttracks.evaluation import evaluate, load_clip, save_clip
+from fasttracks.evaluation.clips import evaluate, load_clip, save_clip
+from fasttracks.evaluation.metrics import Estimate, Truth, align, flat_guess, metrics
 from fasttracks.geometry import exponential
-from fasttracks.metrics import Estimate, Truth, align, flat_guess, metrics
 from fasttracks.training.library import load as load_library
 from fasttracks.training.scenes import generate, seeded
 

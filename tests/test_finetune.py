@@ -5,8 +5,8 @@ import torch
 from helpers import random_tracks, tiny_network
 
 import fasttracks
-from fasttracks.bench import clip
-from fasttracks.losses import unsupervised
+from fasttracks.learning import unsupervised
+from fasttracks.performance.sample import sample_inputs
 from fasttracks.refine.finetune import finetune
 
 
@@ -44,6 +44,6 @@ def test_fine_tuning_keeps_the_best_and_stops_early():
 @pytest.mark.gpu
 def test_fine_tuning_is_replayed_in_bfloat16():
     network = fasttracks.load("base", device="cuda")
-    tuned, report = finetune(network, clip(100, 20, "cuda"), steps=150, at_once=64)
+    tuned, report = finetune(network, sample_inputs(100, 20, "cuda"), steps=150, at_once=64)
     assert report.loss_after < report.loss_before
     assert tuned.points.isfinite().all()

@@ -6,7 +6,7 @@ import torch
 from helpers import random_tracks, tiny_network
 
 from fasttracks.geometry import Prediction, compose, project, to_camera
-from fasttracks.losses import unsupervised
+from fasttracks.learning import unsupervised
 
 
 def scene(depth: float = 5.0) -> tuple[Prediction, torch.Tensor]:

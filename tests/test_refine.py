@@ -24,8 +24,8 @@ from seen_points import (
 )
 
 import fasttracks
+from fasttracks.evaluation.metrics import Estimate, metrics
 from fasttracks.geometry import Prediction, exponential, logarithm
-from fasttracks.metrics import Estimate, metrics
 from fasttracks.refine.bundle import bundle, likelihood
 from fasttracks.refine.cameras import Scene, adjust, cost, moved, normal_equations
 from fasttracks.refine.finetune import finetune

@@ -196,13 +196,13 @@ def test_replays_are_the_same_bit_for_bit_and_from_threads() -> None:
         expected, told = first[i % len(clips)]
         assert all(torch.equal(a, b) for a, b in zip(result, expected, strict=True))
         assert report.outcome == told.outcome
-    assert len(graphs._graphs) <= graphs._MOST
+    assert len(graphs._replays) <= graphs._replays.size
 
 
 @pytest.mark.gpu
 def test_graphs_are_bounded() -> None:
-    for tracks in range(5, 6 + graphs._MOST):
+    for tracks in range(5, 6 + graphs._replays.size):
         bundling.bundle(*clip(4, tracks, "cuda"))
-    assert len(graphs._graphs) == graphs._MOST
+    assert len(graphs._replays) == graphs._replays.size
     result, _ = bundling.bundle(*clip(4, 5, "cuda"))  # one that had gone
     assert result.points.isfinite().all()

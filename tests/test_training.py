@@ -14,12 +14,12 @@ from helpers import tiny_network
 
 import fasttracks
 from fasttracks import Tracks
+from fasttracks.backends import TORCH
 from fasttracks.errors import InputError
-from fasttracks.losses import unsupervised
-from fasttracks.metrics import FOCAL_LENGTH, Truth
-from fasttracks.ops import TORCH
+from fasttracks.evaluation.metrics import FOCAL_LENGTH, Truth
+from fasttracks.learning import forward, unsupervised
 from fasttracks.training.library import load as load_library
-from fasttracks.training.loop import Run, Schedule, cut, forward, start, train
+from fasttracks.training.loop import Run, Schedule, cut, start, train
 from fasttracks.training.muon import Muon
 from fasttracks.training.sources import recordings, scenes
 from fasttracks.training.supervision import supervised

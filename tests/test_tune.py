@@ -9,13 +9,13 @@ import torch
 from helpers import tiny_network
 
 import fasttracks
-from fasttracks import ops
-from fasttracks.cli import main
+from fasttracks.backends import triton
+from fasttracks.cli.main import main
 
 pytest.importorskip("triton")
 
-from fasttracks import tune
 from fasttracks.kernels import launches
+from fasttracks.performance import tune
 
 ANY = math.inf
 CUDA = torch.device("cuda", 0)
@@ -106,7 +106,7 @@ def test_choice():
 def test_tuning_takes_what_is_fast_and_right(kernel_device):
     network = tiny_network(dtype=torch.float32).requires_grad_(False).to(kernel_device)
     network.blocks.half()
-    network.backend = ops._triton()
+    network.backend = triton()
     device = network.points.weight.device
     before = launches.table(device)
     candidates = {

@@ -12,7 +12,7 @@ import numpy as np
 from fasttracks.errors import InputError
 from fasttracks.export.rotations import quaternions
 from fasttracks.files import replacing
-from fasttracks.reconstruction import Reconstruction
+from fasttracks.reconstruction_data import ReconstructionData
 
 _PINHOLE = 1  # the model's number; its parameters are fx, fy, cx, cy
 
@@ -34,7 +34,7 @@ class _Model:
         return 1 + min(t, len(self.cameras) - 1)
 
 
-def write(rec: Reconstruction, folder: Path, text: bool, moving: bool) -> None:
+def write(rec: ReconstructionData, folder: Path, text: bool, moving: bool) -> None:
     """See `Reconstruction.to_colmap`."""
     model = _model(rec, moving)
     suffix, mode = (".txt", _Text) if text else (".bin", _Binary)
@@ -43,7 +43,7 @@ def write(rec: Reconstruction, folder: Path, text: bool, moving: bool) -> None:
             temporary.write_bytes(getattr(mode, name)(model))
 
 
-def _model(rec: Reconstruction, moving: bool) -> _Model:
+def _model(rec: ReconstructionData, moving: bool) -> _Model:
     if np.any(rec.intrinsics[:, 0, 1]):
         raise InputError("intrinsics: COLMAP's cameras have no skew, and these do")
     world_to_camera = np.linalg.inv(rec.camera_to_world.astype(np.float64))

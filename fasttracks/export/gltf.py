@@ -15,7 +15,7 @@ import numpy as np
 
 from fasttracks.export.rotations import quaternions
 from fasttracks.files import replacing
-from fasttracks.reconstruction import Reconstruction
+from fasttracks.reconstruction_data import ReconstructionData
 
 _AXES = np.array([1.0, -1.0, -1.0])  # of the reconstruction in glTF's, and back
 _CORNERS = np.array([[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1]])
@@ -25,7 +25,7 @@ _FACES = np.array(
 _FPS = 24.0  # Blender's, for a clip that doesn't know its times
 
 
-def write(rec: Reconstruction, path: Path, radius: float | None) -> None:
+def write(rec: ReconstructionData, path: Path, radius: float | None) -> None:
     """See `Reconstruction.to_gltf`."""
     if radius is None:
         radius = 0.006 * float(np.median(np.abs(rec.depth)))
@@ -76,7 +76,7 @@ class _File:
         self.json["accessors"].append(accessor)
         return len(self.json["accessors"]) - 1
 
-    def add_points(self, rec: Reconstruction, radius: float) -> None:
+    def add_points(self, rec: ReconstructionData, radius: float) -> None:
         basis = rec.basis.astype(np.float64) * _AXES
         low, span = _weight_range(rec)
         start = basis[0] + np.einsum("k,knc->nc", low, basis[1:])
@@ -108,7 +108,7 @@ class _File:
             {"name": "points", "pbrMetallicRoughness": {"metallicFactor": 0, "roughnessFactor": 1}}
         ]
 
-    def add_camera(self, rec: Reconstruction) -> None:
+    def add_camera(self, rec: ReconstructionData) -> None:
         fx, fy, cx, cy = np.median(rec.intrinsics, axis=0)[(0, 1, 0, 1), (0, 1, 2, 2)].tolist()
         height, width = rec.image_size or (2 * cy + 1, 2 * cx + 1)
         self.json["cameras"] = [
@@ -122,7 +122,7 @@ class _File:
             }
         ]
 
-    def add_animation(self, rec: Reconstruction) -> None:
+    def add_animation(self, rec: ReconstructionData) -> None:
         times = np.arange(len(rec.points)) / _FPS if rec.times is None else rec.times
         times = (times - times[0]).astype(np.float32)
         rising = np.diff(times, prepend=-1) > 0
@@ -157,13 +157,13 @@ class _File:
         return struct.pack("<4sII", b"glTF", 2, 12 + len(chunks)) + chunks
 
 
-def _weight_range(rec: Reconstruction) -> tuple[np.ndarray, np.ndarray]:
+def _weight_range(rec: ReconstructionData) -> tuple[np.ndarray, np.ndarray]:
     """(K - 1,) least coefficients and their spans, for weights of 0..1, to which Blender clips."""
     coefficients = rec.coefficients[:, 1:].astype(np.float64)
     return coefficients.min(0), np.maximum(np.ptp(coefficients, axis=0), 1e-6)
 
 
-def _linear_colors(rec: Reconstruction) -> np.ndarray:
+def _linear_colors(rec: ReconstructionData) -> np.ndarray:
     """(6 N, 4) uint16 of each corner, grey where colours aren't known; glTF's are linear."""
     colors = np.full((len(rec.motion), 3), 128) if rec.colors is None else rec.colors
     encoded = colors / 255

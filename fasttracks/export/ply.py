@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 
 from fasttracks.files import replacing
-from fasttracks.reconstruction import Reconstruction
+from fasttracks.reconstruction_data import ReconstructionData
 
 
-def write(rec: Reconstruction, path: Path) -> None:
+def write(rec: ReconstructionData, path: Path) -> None:
     """See `Reconstruction.to_ply`."""
     if path.suffix.lower() == ".ply":
         return _write(path, rec, rec.static_points)
@@ -17,7 +17,7 @@ def write(rec: Reconstruction, path: Path) -> None:
 
 
 def _write(
-    path: Path, rec: Reconstruction, points: np.ndarray, seen: np.ndarray | None = None
+    path: Path, rec: ReconstructionData, points: np.ndarray, seen: np.ndarray | None = None
 ) -> None:
     columns = [(axis, "<f4", "float", points[:, i]) for i, axis in enumerate("xyz")]
     if rec.colors is not None:

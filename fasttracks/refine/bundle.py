@@ -26,7 +26,7 @@ from fasttracks.geometry import (
 from fasttracks.graphs import replayed
 from fasttracks.refine.cameras import Evidence, Scene, adjust, choose
 from fasttracks.refine.motion import Motion, Sight, adjust_motion, principal
-from fasttracks.refine.positive import has_kernels, solve
+from fasttracks.refine.positive_definite import has_kernels, solve
 
 NOISE = 0.5 / 525  # least scale of a track's offsets, in units of the focal length
 DEPTH, FOCAL = 0.3, 0.4  # deviation, as a share, of the network's depths and focal lengths

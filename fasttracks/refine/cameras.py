@@ -21,7 +21,7 @@ from fasttracks.geometry import (
     project,
     to_camera,
 )
-from fasttracks.refine.positive import has_kernels
+from fasttracks.refine.positive_definite import has_kernels
 
 
 class Scene(NamedTuple):

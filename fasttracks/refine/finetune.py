@@ -8,9 +8,8 @@ from torch import Tensor
 
 from fasttracks.geometry import Prediction
 from fasttracks.graphs import capture
-from fasttracks.losses import unsupervised
+from fasttracks.learning import forward, learning_rate_share, unsupervised
 from fasttracks.network import TracksTo4D
-from fasttracks.training.loop import forward, pace
 
 _WARM_UP = 50  # steps
 _CAMERA_RATE = 0.1  # of the learning rate; that head sums 7936 inputs
@@ -105,7 +104,7 @@ def _tune(
         while step < min(steps, last + _PATIENCE * steps):
             some = torch.randperm(count, generator=draw)[:at_once].to(device)
             part.copy_(clip[:, :, some])
-            share = pace(step, _WARM_UP, step / steps)
+            share = learning_rate_share(step, _WARM_UP, step / steps)
             for group in optimizer.param_groups:
                 group["lr"].fill_(learning_rate * group["relative"] * share)
             if on_cuda and step == _BEFORE_CAPTURE:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fasttracks.geometry import MIN_DEPTH, compose, project, to_camera
 from fasttracks.refine.cameras import choose
-from fasttracks.refine.positive import has_kernels, inverse_factor, solve
+from fasttracks.refine.positive_definite import has_kernels, inverse_factor, solve
 
 
 class Motion(NamedTuple):

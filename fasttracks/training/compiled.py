@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fasttracks import ops
+from fasttracks.backends import TORCH
 from fasttracks.ops import TIME, TRACK, Affine
 
 _encode = torch.compile(ops.encode, dynamic=True)
@@ -55,4 +56,4 @@ def mlp(x: Tensor, *weights: Any) -> Tensor:
     return y.transpose(TIME, TRACK) if by_track else y
 
 
-COMPILED = ops.TORCH._replace(name="compiled", embed=embed, attention=attention, mlp=mlp)
+COMPILED = TORCH._replace(name="compiled", embed=embed, attention=attention, mlp=mlp)

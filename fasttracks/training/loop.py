@@ -14,31 +14,21 @@ import torch
 import torch._dynamo
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
-from fasttracks import ops
+from fasttracks.backends import TORCH, Backend
 from fasttracks.config import Config
+from fasttracks.evaluation.metrics import Estimate, Truth, flat_guess, metrics
 from fasttracks.files import replacing
 from fasttracks.geometry import Prediction
-from fasttracks.losses import unsupervised
-from fasttracks.metrics import Estimate, Truth, flat_guess, metrics
+from fasttracks.learning import forward, learning_rate_share, unsupervised
 from fasttracks.network import TracksTo4D
-from fasttracks.ops import TIME, TRACK
-from fasttracks.training.growth import deepened
+from fasttracks.training.deepening import deepened
 from fasttracks.training.muon import Muon
 from fasttracks.training.scenes import seeded
 from fasttracks.training.sources import Batch, Source
 from fasttracks.training.supervision import supervised
 from fasttracks.weights import load, save
-
-_FLASH, _CUDNN = SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION
-_EFFICIENT, _MATH = SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH
-# In order of preference along each axis: the fastest on an H100, forward and backward together.
-_ATTENTION = {
-    TIME: [_EFFICIENT, _CUDNN, _FLASH, _MATH],
-    TRACK: [_CUDNN, _FLASH, _EFFICIENT, _MATH],
-}
 
 
 @dataclass(frozen=True)
@@ -80,14 +70,6 @@ class Schedule:
 _CAMERA_RATE, _POINTS_RATE = 0.01, 0.1
 
 
-def pace(step: int, warm_up: int, done: float) -> float:
-    """Share of the learning rate at a step: linear warm-up, a cosine to zero as `done` goes 0 to 1.
-
-    Adam's first steps are as long as any, whatever the gradient.
-    """
-    return min((step + 1) / warm_up, 0.5 + 0.5 * math.cos(math.pi * min(1.0, max(0.0, done))))
-
-
 class Run:
     """A network in training, with all it needs to stop and go on."""
 
@@ -125,7 +107,7 @@ class Run:
         """Linear warm-up, then a cosine to zero."""
         s = self.schedule
         done = (self.step - s.warm_up) / max(1, s.steps - s.warm_up)
-        return s.learning_rate * pace(self.step, s.warm_up, done)
+        return s.learning_rate * learning_rate_share(self.step, s.warm_up, done)
 
     def update(self, loss: Tensor) -> Tensor:
         """One step down the gradient of a loss; a loss or gradient that isn't finite is skipped.
@@ -219,21 +201,10 @@ def start(
     return Run(network.to(device), schedule)
 
 
-def forward(network: TracksTo4D, tracks: Tensor, run: ops.Backend = ops.TORCH) -> Prediction:
-    """The network with its blocks in bfloat16 where there is CUDA; all else in float32."""
-    x = network.embedding(tracks, run=run)
-    with torch.autocast("cuda", torch.bfloat16, enabled=tracks.is_cuda):
-        for block in network.blocks:
-            axis: Any = block.axis
-            with sdpa_kernel(_ATTENTION[axis], set_priority=True):
-                x = block(x, run)
-    return network.read(x.float())
-
-
 class _Forward(nn.Module):
     """`forward` as a module, which DistributedDataParallel asks for."""
 
-    def __init__(self, network: TracksTo4D, run: ops.Backend) -> None:
+    def __init__(self, network: TracksTo4D, run: Backend) -> None:
         super().__init__()
         self.network, self.run = network, run
 
@@ -265,7 +236,7 @@ def train(
 
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     device = next(run.network.parameters()).device
-    backend, s = ops.TORCH, run.schedule
+    backend, s = TORCH, run.schedule
     if device.type == "cuda":
         from fasttracks.training.compiled import COMPILED
 

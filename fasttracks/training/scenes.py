@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fasttracks.evaluation.metrics import Truth
 from fasttracks.geometry import MIN_DEPTH
-from fasttracks.metrics import Truth
 from fasttracks.training.casting import in_sight
 from fasttracks.training.degrade import degrade
 from fasttracks.training.library import Library

@@ -5,9 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from fasttracks.evaluation.metrics import Truth
 from fasttracks.graphs import capture
-from fasttracks.metrics import Truth
-from fasttracks.pipeline import normalise
 from fasttracks.tracks import Tracks
 from fasttracks.training.library import Library
 from fasttracks.training.scenes import generate, seeded
@@ -69,7 +68,7 @@ def recordings(clips: Sequence[Tracks], seed: int, device: torch.device) -> Sour
     A piece is a run of frames and a choice of tracks; a clip that is too short or has too few
     is repeated there and back.
     """
-    inputs = [normalise(clip, clip.camera()).float() for clip in clips]
+    inputs = [torch.from_numpy(clip.inputs()).float() for clip in clips]
 
     def source(shape: tuple[int, int, int], step: int) -> Batch:
         draw = seeded((seed << 32) + step, "recordings", "cpu")

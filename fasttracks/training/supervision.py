@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import huber_loss
 
+from fasttracks.evaluation.metrics import Truth
 from fasttracks.geometry import Prediction, project, to_camera
-from fasttracks.metrics import Truth
 
 # What one unit of each term weighs. Distances are relative to depth, angles in radians.
 WEIGHTS = {

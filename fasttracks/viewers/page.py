@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fasttracks.files import replacing
-from fasttracks.reconstruction import Reconstruction
+from fasttracks.reconstruction_data import ReconstructionData
 
 _TEMPLATE = Path(__file__).parent / "page.html"
 _IMAGE_SIDE = 640  # pixels of the longer side that video frames are shrunk to
@@ -19,7 +19,7 @@ _FPS = 25.0  # where a clip doesn't know its times
 
 
 def write_page(
-    rec: Reconstruction,
+    rec: ReconstructionData,
     path: str | os.PathLike[str],
     frames: np.ndarray | None = None,
 ) -> None:
@@ -30,7 +30,7 @@ def write_page(
 
 
 def page(
-    rec: Reconstruction,
+    rec: ReconstructionData,
     name: str = "reconstruction",
     frames: np.ndarray | None = None,
 ) -> str:
@@ -53,7 +53,7 @@ def _template() -> tuple[str, str, str]:
     return before, between, after
 
 
-def _pack(rec: Reconstruction, name: str, frames: Any) -> dict[str, Any]:
+def _pack(rec: ReconstructionData, name: str, frames: Any) -> dict[str, Any]:
     """What clip.js unpacks. The points travel as the low-rank model that they are."""
     count, points = rec.visibility.shape
     extent = np.ceil(rec.tracks[rec.visibility].max(0)).clip(1) + 1
@@ -87,7 +87,7 @@ def _pack(rec: Reconstruction, name: str, frames: Any) -> dict[str, Any]:
     return packed
 
 
-def _motion_levels(rec: Reconstruction) -> tuple[np.ndarray, int]:
+def _motion_levels(rec: ReconstructionData) -> tuple[np.ndarray, int]:
     """Log γ as 0..255 between its 2nd and 99th percentiles; the level that moving starts at."""
     level = np.log(rec.motion)
     low, high = np.percentile(level, (2, 99))

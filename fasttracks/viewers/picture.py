@@ -14,12 +14,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from fasttracks.files import replacing
-from fasttracks.reconstruction import Reconstruction
+from fasttracks.reconstruction_data import ReconstructionData
 
 _COLOURS = "turbo"
 
 
-def draw(rec: Reconstruction, path: str | os.PathLike[str]) -> None:
+def draw(rec: ReconstructionData, path: str | os.PathLike[str]) -> None:
     """Write a picture (.png, .pdf, .svg) of a reconstruction.
 
     Above: the tracks of three frames, each joined to its reprojection. Middle: points and
@@ -56,7 +56,7 @@ def draw(rec: Reconstruction, path: str | os.PathLike[str]) -> None:
         figure.savefig(temporary, dpi=100)
 
 
-def _draw_frame(axis: Axes, rec: Reconstruction, t: int, norm: LogNorm) -> None:
+def _draw_frame(axis: Axes, rec: ReconstructionData, t: int, norm: LogNorm) -> None:
     seen = rec.visibility[t]
     start, end = rec.tracks[t, seen], rec.reprojection[t, seen]
     axis.add_collection(LineCollection(np.stack([start, end], 1), colors="0.5", linewidths=0.8))
@@ -72,7 +72,11 @@ def _draw_frame(axis: Axes, rec: Reconstruction, t: int, norm: LogNorm) -> None:
 
 
 def _draw_scene(
-    axis: Axes, rec: Reconstruction, plane: tuple[int, int], names: tuple[str, str], norm: LogNorm
+    axis: Axes,
+    rec: ReconstructionData,
+    plane: tuple[int, int],
+    names: tuple[str, str],
+    norm: LogNorm,
 ) -> ScalarMappable:
     """Points and cameras along two axes of the middle frame's camera."""
     middle = len(rec.points) // 2
@@ -112,7 +116,7 @@ def _draw_scene(
     return dots
 
 
-def _draw_error(axis: Axes, rec: Reconstruction) -> None:
+def _draw_error(axis: Axes, rec: ReconstructionData) -> None:
     error = np.where(rec.visibility.any(1)[:, None], rec.reprojection_error, 0)
     middle, high = np.nanpercentile(error, (50, 90), axis=1)
     frames = np.arange(len(error))
@@ -123,7 +127,7 @@ def _draw_error(axis: Axes, rec: Reconstruction) -> None:
     axis.legend()
 
 
-def _draw_motion(axis: Axes, rec: Reconstruction, norm: LogNorm) -> None:
+def _draw_motion(axis: Axes, rec: ReconstructionData, norm: LogNorm) -> None:
     edges = np.geomspace(rec.motion.min(), 1.001 * rec.motion.max(), 41)
     counts, _ = np.histogram(rec.motion, edges)
     middles = np.sqrt(edges[1:] * edges[:-1])

@@ -7,10 +7,10 @@ import numpy as np
 
 from fasttracks.errors import InputError
 from fasttracks.files import replacing
-from fasttracks.reconstruction import Reconstruction
+from fasttracks.reconstruction_data import ReconstructionData
 
 
-def show(rec: Reconstruction, frames: np.ndarray | None = None) -> None:
+def show(rec: ReconstructionData, frames: np.ndarray | None = None) -> None:
     """Open the Rerun viewer with a reconstruction; `frames` as for `save`."""
     stream = _rerun().RecordingStream("fasttracks")
     stream.spawn(default_blueprint=_layout())
@@ -19,7 +19,7 @@ def show(rec: Reconstruction, frames: np.ndarray | None = None) -> None:
 
 
 def save(
-    rec: Reconstruction, path: str | os.PathLike[str], frames: np.ndarray | None = None
+    rec: ReconstructionData, path: str | os.PathLike[str], frames: np.ndarray | None = None
 ) -> None:
     """Write a Rerun recording (.rrd).
 
@@ -63,7 +63,7 @@ def _layout() -> Any:
     )
 
 
-def _log(stream: Any, rec: Reconstruction, frames: np.ndarray | None) -> None:
+def _log(stream: Any, rec: ReconstructionData, frames: np.ndarray | None) -> None:
     import rerun as rr
 
     stream.log("world", rr.ViewCoordinates.RDF, static=True)
@@ -94,7 +94,7 @@ def _log(stream: Any, rec: Reconstruction, frames: np.ndarray | None) -> None:
             stream.log("error/p90", rr.Scalars(np.percentile(error, 90)))
 
 
-def _log_camera(stream: Any, rec: Reconstruction, t: int, frame: np.ndarray | None) -> None:
+def _log_camera(stream: Any, rec: ReconstructionData, t: int, frame: np.ndarray | None) -> None:
     import rerun as rr
 
     pose = rec.camera_to_world[t]
@@ -116,7 +116,7 @@ def _log_camera(stream: Any, rec: Reconstruction, t: int, frame: np.ndarray | No
         stream.log("world/camera/image", rr.Image(whole).compress(80))
 
 
-def _colors(rec: Reconstruction) -> np.ndarray:
+def _colors(rec: ReconstructionData) -> np.ndarray:
     """(N, 3) uint8: those of the video, else by motion."""
     if rec.colors is not None:
         return rec.colors

@@ -141,7 +141,9 @@ def _add_training(command: _Command) -> None:
 
     sub = command("evaluate", "judge a model on a folder of clips with truth")
     sub.add_argument(
-        "input", metavar="FOLDER", help="of clips as fasttracks.evaluation.save_clip writes them"
+        "input",
+        metavar="FOLDER",
+        help="of clips as fasttracks.evaluation.clips.save_clip writes them",
     )
     _network_options(sub)
     _refine_option(sub)

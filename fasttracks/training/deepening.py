@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fasttracks.bench import clip
 from fasttracks.errors import InputError
 from fasttracks.network import TracksTo4D
+from fasttracks.performance.sample import sample_inputs
 
 
 @torch.no_grad()
@@ -51,7 +51,7 @@ def _spreads(network: TracksTo4D) -> list[float]:
         found.append(inputs[0].std(-1, correction=0).mean().item())
 
     hooks = [block.register_forward_pre_hook(measure) for block in network.blocks[::2]]
-    network(clip(200, 40, network.points.weight.device))
+    network(sample_inputs(200, 40, network.points.weight.device))
     for hook in hooks:
         hook.remove()
     return found

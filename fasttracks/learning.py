@@ -1,11 +1,27 @@
-"""The paper's unsupervised losses (arXiv 2404.07097, section 3.3)."""
+"""What training and fine-tuning share: the paper's losses, a forward pass for gradients, the rate.
 
-from typing import NamedTuple
+Losses are those of TracksTo4D (arXiv 2404.07097, section 3.3).
+"""
+
+import math
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fasttracks.backends import TORCH, Backend
 from fasttracks.geometry import Prediction, compose, project, to_camera
+from fasttracks.network import TracksTo4D
+from fasttracks.ops import TIME, TRACK
+
+_FLASH, _CUDNN = SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION
+_EFFICIENT, _MATH = SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH
+# In order of preference along each axis: the fastest on an H100, forward and backward together.
+_ATTENTION = {
+    TIME: [_EFFICIENT, _CUDNN, _FLASH, _MATH],
+    TRACK: [_CUDNN, _FLASH, _EFFICIENT, _MATH],
+}
 
 
 class Losses(NamedTuple):
@@ -49,3 +65,22 @@ def unsupervised(prediction: Prediction, tracks: Tensor) -> Losses:
     sparsity = (p.basis[:, 1:].abs() / p.motion.detach()[:, None, :, None]).mean((1, 2, 3))
     total = static + 50 * reprojection + negative_depth + 0.001 * sparsity
     return Losses(total, static, reprojection, negative_depth, sparsity)
+
+
+def forward(network: TracksTo4D, tracks: Tensor, run: Backend = TORCH) -> Prediction:
+    """The network with its blocks in bfloat16 where there is CUDA; all else in float32."""
+    x = network.embedding(tracks, run=run)
+    with torch.autocast("cuda", torch.bfloat16, enabled=tracks.is_cuda):
+        for block in network.blocks:
+            axis: Any = block.axis
+            with sdpa_kernel(_ATTENTION[axis], set_priority=True):
+                x = block(x, run)
+    return network.read(x.float())
+
+
+def learning_rate_share(step: int, warm_up: int, done: float) -> float:
+    """Share of the learning rate at a step: linear warm-up, a cosine to zero as `done` goes 0 to 1.
+
+    Adam's first steps are as long as any, whatever the gradient.
+    """
+    return min((step + 1) / warm_up, 0.5 + 0.5 * math.cos(math.pi * min(1.0, max(0.0, done))))

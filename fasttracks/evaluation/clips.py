@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from fasttracks.errors import InputError
-from fasttracks.metrics import Estimate, Truth, flat_guess, metrics
+from fasttracks.evaluation.metrics import Estimate, Truth, flat_guess, metrics
+from fasttracks.files import read_npz, write_npz
 from fasttracks.network import TracksTo4D
-from fasttracks.npz import read_npz, write_npz
-from fasttracks.pipeline import reconstruct, through_inverse
+from fasttracks.pipeline import reconstruct
 from fasttracks.reconstruction import Reconstruction
-from fasttracks.tracks import Tracks, from_arrays
+from fasttracks.tracks import Tracks, from_arrays, normalise
 
 
 def save_clip(
@@ -79,7 +79,7 @@ def judge(result: Reconstruction, truth: Truth, intrinsics: np.ndarray) -> dict[
         tensor(result.points_camera),
         tensor(result.camera_to_world[:, :3, :3]),
         tensor(result.camera_to_world[:, :3, 3]),
-        tensor(through_inverse(result.reprojection, intrinsics)),
+        tensor(normalise(result.reprojection, intrinsics)),
     )
     return {name: float(value) for name, value in metrics(estimate, truth).items()}
 

@@ -12,9 +12,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fasttracks.cli.options import parser
 from fasttracks.errors import InputError, printable
 from fasttracks.files import replacing
-from fasttracks.options import parser
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fasttracks.tracks import Tracks
     from fasttracks.video import Video
 
-_DEMO = Path(__file__).parent / "data" / "sheep.npz"
+_DEMO = Path(__file__).parents[1] / "data" / "sheep.npz"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -111,7 +111,7 @@ def export(options: argparse.Namespace) -> None:
 
 def train(options: argparse.Namespace) -> None:
     """Train weights, on generated scenes or on tracks without truth."""
-    from fasttracks.training.command import run
+    from fasttracks.cli.train import run
 
     run(options)
 
@@ -121,7 +121,7 @@ def evaluate(options: argparse.Namespace) -> None:
     import numpy as np
 
     import fasttracks
-    from fasttracks import evaluation
+    from fasttracks.evaluation import clips as evaluation
 
     clips = sorted(Path(options.input).glob("*.npz"))
     if not clips:
@@ -167,7 +167,7 @@ def info(options: argparse.Namespace) -> None:
         from fasttracks.weights import describe
 
         return _table(describe(options.input))
-    from fasttracks.npz import read_npz
+    from fasttracks.files import read_npz
     from fasttracks.reconstruction import Reconstruction
     from fasttracks.tracks import Tracks
 
@@ -189,14 +189,14 @@ def info(options: argparse.Namespace) -> None:
 
 def bench(options: argparse.Namespace) -> None:
     """How accurate and how fast the forward is on this machine."""
-    from fasttracks.bench import run
+    from fasttracks.cli.bench import run
 
     run(options, _say)
 
 
 def tune(options: argparse.Namespace) -> None:
     """Find this GPU's fastest kernel launches."""
-    from fasttracks.tune import run
+    from fasttracks.cli.tune import run
 
     options.progress = sys.stderr.isatty()
     run(options, _say)

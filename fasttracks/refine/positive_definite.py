@@ -5,13 +5,13 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from fasttracks import ops
+from fasttracks.backends import missing
 
 
 @cache
 def has_kernels(device: torch.device) -> bool:
     """Whether refinement runs by Triton kernels, replayed as a CUDA graph, on a device."""
-    return ops.missing(device) is None
+    return missing(device) is None
 
 
 def solve(system: Tensor, right: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""`fasttracks tune`: the launches that are fastest on this machine's GPU.
+"""The kernel launches that are fastest on this machine's GPU.
 
 Every kernel is tried with a short list of launches at five sizes, after its operation's error was
 found to be within twice that of eager torch. Times are those of CUDA graphs.
@@ -8,19 +8,15 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fasttracks import ops
-from fasttracks.bench import clip
-from fasttracks.errors import InputError
-from fasttracks.files import replacing
-from fasttracks.graphs import capture
 from fasttracks.network import TracksTo4D
-from fasttracks.weights import load
+from fasttracks.performance.sample import sample_inputs
+from fasttracks.performance.timing import graph_seconds
 
 SIZES = ((100, 20), (100, 50), (256, 50), (1000, 50), (4096, 50))
 GAIN = 0.02  # by which a launch has to be faster to be worth a compilation of its own
@@ -75,35 +71,6 @@ CANDIDATES: dict[str, dict[str, list[Options]]] = {
 }
 
 
-def run(options: Any, say: Callable[[str], None]) -> None:
-    """The command: tune, write, and say what it gained."""
-    from fasttracks.kernels import launches
-
-    network = load(
-        options.model, device=options.device, precision=options.precision, backend="triton"
-    )
-    device = network.points.weight.device
-    if next(network.blocks.parameters()).dtype == torch.float32:
-        raise InputError("--precision: expected fp16 or bf16, whose kernels are to be tuned")
-    path = Path(options.output) if options.output else launches.tuned_file(device)
-    with torch.cuda.device(device):
-        before = launches.table(device)
-        with replacing(path) as temporary:
-            found = tune(network, progress=options.progress)
-            launches.save(temporary, found)
-        say(f"{torch.cuda.get_device_name(device)}, whole forward:")
-        for tracks, frames in SIZES:
-            inputs = clip(tracks, frames, device)
-            times = []
-            for table in before, before | found:
-                with launches.using(device, table), torch.no_grad():
-                    times.append(1e3 * graph_seconds(functools.partial(network, inputs)))
-            say(f"{tracks:>8} × {frames:<4} {times[0]:8.3f} → {times[1]:.3f} ms")
-    say(f"wrote {path}")
-    if options.output:
-        say(f"it is used where FASTTRACKS_LAUNCHES={path} is set")
-
-
 def tune(
     network: TracksTo4D,
     *,
@@ -136,7 +103,7 @@ def tune(
         for operation, kernels in candidates.items():
             name = operation.split()[0]
             kernel_call, twin = getattr(network.backend, name), getattr(ops, name)
-            given = [arguments(network, operation, clip(*size, device)) for size in sizes]
+            given = [arguments(network, operation, sample_inputs(*size, device)) for size in sizes]
             calls = [functools.partial(kernel_call, *a, **keywords) for a, keywords in given]
             with launches.using(device, recorded := _Recorded(before)):
                 for call in calls:
@@ -230,24 +197,6 @@ def within_budget(call: Callable[..., Any], twin: Callable[..., Any], given: Any
         if not ours <= 2 * eager + 1e-6:
             raise ArithmeticError(f"error {ours:.2g}, where eager torch has {eager:.2g}")
     return max(errors[0])
-
-
-def graph_seconds(call: Call) -> float:
-    """Median seconds that a call takes the GPU, from a CUDA graph of some of them."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-
-    def timed(work: Call) -> float:
-        start.record()
-        work()
-        end.record()
-        end.synchronize()
-        return 1e-3 * start.elapsed_time(end)
-
-    call()
-    repeats = max(1, min(20, int(2e-3 / timed(call))))
-    graph, _ = capture(lambda: [call() for _ in range(repeats)])
-    timed(graph.replay)
-    return sorted(timed(graph.replay) for _ in range(7))[3] / repeats
 
 
 class _Recorded(dict[str, Any]):

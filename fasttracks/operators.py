@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from fasttracks import ops
-from fasttracks.ops import Affine, Backend
+from fasttracks.backends import TORCH, Backend, triton
+from fasttracks.ops import Affine
 
 
 def _backend(x: Tensor) -> Backend:
     runs = x.dtype in (torch.float16, torch.bfloat16, torch.float32)
-    return ops._triton() if x.is_cuda and runs else ops.TORCH
+    return triton() if x.is_cuda and runs else TORCH
 
 
 @custom_op("fasttracks::embed", mutates_args=())
@@ -133,4 +133,4 @@ def compose_project(
     return _compose_project(basis, coefficients, rotation, position, focal)
 
 
-BACKEND = Backend("triton", embed, attention, mlp, heads, compose_project)
+OPERATORS = Backend("triton", embed, attention, mlp, heads, compose_project)

@@ -8,9 +8,11 @@ from helpers import TINY, random_tracks, tiny_network
 from torch.fx import GraphModule
 
 import fasttracks
-from fasttracks import ops, traced
+from fasttracks import network as network_module
+from fasttracks.backends import TORCH, triton
+from fasttracks.operators import OPERATORS
 
-OPERATORS = {
+EXPECTED = {
     "fasttracks.embed.default": 1,
     "fasttracks.attention.default": 2 * TINY.rounds,
     "fasttracks.mlp.default": 2 * TINY.rounds,
@@ -28,16 +30,16 @@ def found_in(module: GraphModule) -> dict[str, int]:
 def network(monkeypatch):
     """A network on the CPU that is traced as it is on CUDA; the operators run their twins."""
     pytest.importorskip("triton")
-    suited = ops.suited
+    runnable = network_module.runnable
 
     def as_on_cuda(backend, device, dtype, grad):
         tracing = torch.compiler.is_compiling()
-        return suited(backend, torch.device("cuda"), dtype, grad) if tracing else ops.TORCH
+        return runnable(backend, torch.device("cuda"), dtype, grad) if tracing else TORCH
 
-    monkeypatch.setattr(ops, "suited", as_on_cuda)
+    monkeypatch.setattr(network_module, "runnable", as_on_cuda)
     network = tiny_network(dtype=torch.float32).requires_grad_(False)
     network.blocks.half()
-    network.backend = ops._triton()
+    network.backend = triton()
     return network
 
 
@@ -50,7 +52,7 @@ def test_export(network):
     inputs = random_tracks(5, 6, dtype=torch.float32)
     tracks = torch.export.Dim("tracks", min=2)
     program = torch.export.export(network, (inputs,), dynamic_shapes=({2: tracks},))
-    assert found_in(program.graph_module) == OPERATORS
+    assert found_in(program.graph_module) == EXPECTED
     for count in 6, 9:
         inputs = random_tracks(5, count, dtype=torch.float32)
         assert_close(program.module()(inputs), network(inputs))
@@ -63,7 +65,7 @@ def test_compile(network):
     )
     inputs = random_tracks(5, 6, dtype=torch.float32)
     assert_close(compiled(inputs), network(inputs))
-    assert sum(found_in(graphs[0]).values()) == sum(OPERATORS.values())
+    assert sum(found_in(graphs[0]).values()) == sum(EXPECTED.values())
 
 
 def test_float32_blocks_are_plain_torch(network):
@@ -89,12 +91,12 @@ def test_operators(network, shape):
 
     inputs = random_tracks(frames, tracks, batch=batch, dtype=torch.float32)
     with torch.no_grad(), Record():
-        x = network.embedding(inputs, torch.float16, traced.BACKEND)
+        x = network.embedding(inputs, torch.float16, OPERATORS)
         for block in network.blocks:
-            x = block(x, traced.BACKEND)
-        network.read(x, traced.BACKEND)
-    assert set(OPERATORS) <= set(calls)
-    for name in OPERATORS:
+            x = block(x, OPERATORS)
+        network.read(x, OPERATORS)
+    assert set(EXPECTED) <= set(calls)
+    for name in EXPECTED:
         operator, args, kwargs = calls[name]
         torch.library.opcheck(operator, args, kwargs, test_utils=("test_schema", "test_faketensor"))
 
@@ -118,5 +120,5 @@ def test_compiled_is_eager(precision):
 
 def test_a_network_can_be_copied():
     network = tiny_network()
-    network.backend = traced.BACKEND
-    assert copy.deepcopy(network).backend == traced.BACKEND
+    network.backend = OPERATORS
+    assert copy.deepcopy(network).backend == OPERATORS

@@ -8,10 +8,14 @@ import torch
 from helpers import TINY, random_tracks, relative, tiny_network
 
 import fasttracks
-from fasttracks import InputError, TracksTo4D, ops
+from fasttracks import InputError, TracksTo4D, backends, ops
+from fasttracks import network as network_module
+from fasttracks.backends import TORCH, Backend, choose
+from fasttracks.network import runnable
+from fasttracks.operators import OPERATORS
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-KERNELS = ops.Backend("triton", *("kernel" for _ in ops.Backend._fields[1:-1]), ops.TORCH)
+KERNELS = Backend("triton", *("kernel" for _ in Backend._fields[1:]))
 
 
 @pytest.fixture
@@ -19,16 +23,16 @@ def gpu(monkeypatch):
     """As if torch saw a GPU, of compute capability 9.0."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-    monkeypatch.setattr(ops, "_triton", lambda: KERNELS)
-    ops._fall_back.cache_clear()
+    monkeypatch.setattr(backends, "triton", lambda: KERNELS)
+    backends._fall_back.cache_clear()
 
 
 def test_auto_is_triton_on_a_gpu(gpu):
     pytest.importorskip("triton")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert ops.choose("auto", TINY) is ops.choose("triton", TINY, CUDA) is KERNELS
-        assert ops.choose("torch", TINY) is ops.choose("auto", TINY, CPU) is ops.TORCH
+        assert choose("auto", TINY) is choose("triton", TINY, CUDA) is KERNELS
+        assert choose("torch", TINY) is choose("auto", TINY, CPU) is TORCH
         assert TracksTo4D(TINY).backend is KERNELS
 
 
@@ -36,13 +40,13 @@ def test_auto_is_triton_on_a_gpu(gpu):
     ("module", "name", "value", "why"),
     [
         (torch.cuda, "get_device_capability", lambda device=None: (7, 5), "7.5 is below 8.0"),
-        (ops, "find_spec", lambda name: None, "Triton is not installed"),
+        (backends, "find_spec", lambda name: None, "Triton is not installed"),
     ],
 )
 def test_without_triton_auto_falls_back_once_aloud(gpu, monkeypatch, module, name, value, why):
     monkeypatch.setattr(module, name, value)
     with pytest.warns(UserWarning, match=why) as said:
-        assert all(TracksTo4D(TINY).backend is ops.TORCH for _ in range(2))
+        assert all(TracksTo4D(TINY).backend is TORCH for _ in range(2))
     assert len(said) == 1
     with pytest.raises(InputError, match=f"backend: 'triton' can't run, as .*{why}"):
         TracksTo4D(TINY, backend="triton")
@@ -52,8 +56,8 @@ def test_a_cpu_is_no_fall_back(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert fasttracks.load("base", device="cpu").backend is ops.TORCH
-        assert TracksTo4D(TINY).backend is ops.TORCH
+        assert fasttracks.load("base", device="cpu").backend is TORCH
+        assert TracksTo4D(TINY).backend is TORCH
     with pytest.raises(InputError, match="backend: 'triton' can't run"):
         fasttracks.load("base", device="cpu", backend="triton")
 
@@ -62,27 +66,27 @@ def test_a_cpu_is_no_fall_back(monkeypatch):
 def test_unusual_sizes_are_plain_torch(gpu, size):
     pytest.importorskip("triton")
     config = replace(TINY, **size)
-    assert TracksTo4D(config).backend is ops.TORCH
+    assert TracksTo4D(config).backend is TORCH
     with pytest.raises(InputError, match="width and head_width are not powers of two from 16 on"):
         TracksTo4D(config, backend="triton")
 
 
 def test_unknown_name():
     with pytest.raises(InputError, match="backend: expected 'auto', 'triton' or 'torch', found"):
-        ops.choose("cuda", TINY)
+        choose("cuda", TINY)
 
 
 def test_what_the_kernels_can_not_run_is_plain_torch(monkeypatch):
-    assert ops.suited(KERNELS, CUDA, torch.float16, False) is KERNELS
-    assert ops.suited(KERNELS, CUDA, torch.bfloat16, False) is KERNELS
-    assert ops.suited(KERNELS, CUDA, torch.float64, False) is ops.TORCH
-    assert ops.suited(KERNELS, CUDA, torch.float16, True) is ops.TORCH
-    assert ops.suited(KERNELS, CPU, torch.float16, False) is ops.TORCH
-    assert ops.suited(ops.TORCH, CUDA, torch.float16, False) is ops.TORCH
+    assert runnable(KERNELS, CUDA, torch.float16, False) is KERNELS
+    assert runnable(KERNELS, CUDA, torch.bfloat16, False) is KERNELS
+    assert runnable(KERNELS, CUDA, torch.float64, False) is TORCH
+    assert runnable(KERNELS, CUDA, torch.float16, True) is TORCH
+    assert runnable(KERNELS, CPU, torch.float16, False) is TORCH
+    assert runnable(TORCH, CUDA, torch.float16, False) is TORCH
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert ops.suited(KERNELS, CUDA, torch.float16, False) is KERNELS.traced
+    assert runnable(KERNELS, CUDA, torch.float16, False) is OPERATORS
     monkeypatch.undo()
-    mixed = ops.suited(KERNELS, CUDA, torch.float32, False)
+    mixed = runnable(KERNELS, CUDA, torch.float32, False)
     assert (mixed.attention, mixed.mlp) == (ops.attention, ops.mlp)
     assert mixed.embed == mixed.heads == "kernel"
 
@@ -90,7 +94,7 @@ def test_what_the_kernels_can_not_run_is_plain_torch(monkeypatch):
 @pytest.mark.parametrize("source", ["parameters", "tracks", "nothing"])
 def test_gradients_are_seen(monkeypatch, source):
     seen = []
-    monkeypatch.setattr(ops, "suited", lambda *given: seen.append(given[-1]) or ops.TORCH)
+    monkeypatch.setattr(network_module, "runnable", lambda *given: seen.append(given[-1]) or TORCH)
     network = tiny_network().requires_grad_(source == "parameters")
     network(random_tracks(3, 4).requires_grad_(source == "tracks"))
     with torch.no_grad():
@@ -105,7 +109,7 @@ def test_the_kernels_make_a_network(shape, kernel_device):
     network.blocks.half()
     inputs = random_tracks(frames, tracks, batch=batch, dtype=torch.float32).to(kernel_device)
     predictions = []
-    for run in (ops._triton(), ops.TORCH):
+    for run in (backends.triton(), TORCH):
         x = network.embedding(inputs, torch.float16, run)
         for block in network.blocks:
             x = block(x, run)
@@ -151,7 +155,7 @@ def test_launches_that_overlap_see_what_the_last_wrote(frames, tracks):
 
     with torch.no_grad():
         at_once = [network(x) for _ in range(20)]
-        network.backend = ops.Backend("triton", *map(pausing, network.backend[1:]))
+        network.backend = Backend("triton", *map(pausing, network.backend[1:]))
         paused = network(x)
     for found in at_once:
         assert all(map(torch.equal, found, paused))

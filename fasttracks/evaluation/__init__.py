@@ -1,0 +1,1 @@
+"""Clips with truth, and how well they are reconstructed."""

@@ -1,0 +1,1 @@
+"""Accuracy and speed of the network on this machine, and its tuning."""

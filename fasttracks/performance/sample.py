@@ -1,0 +1,31 @@
+"""The bundled clip, at any size, as input for accuracy checks and timings."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fasttracks.tracks import Tracks
+
+CLIP = Path(__file__).parents[1] / "data" / "sheep.npz"
+SIZES = ((100, 20), (100, 50), (256, 50), (675, 21), (1000, 50), (2048, 50), (4096, 50))
+FOCAL = 525.0  # px, at which noise and reprojection errors are stated
+
+
+def sample_inputs(tracks: int, frames: int, device: torch.device | str) -> Tensor:
+    """A real clip's tracks (1, T, N, 3), float32, as the network takes them, at some size.
+
+    From 900 tracks of 50 frames: more tracks repeat with half a pixel of noise, more frames run
+    back and forth.
+    """
+    source = Tracks.load(CLIP)
+    inputs = torch.from_numpy(source.inputs()).float()
+    rng = np.random.default_rng(0)
+    length, count = inputs.shape[:2]
+    rows = rng.permutation(count)[np.arange(tracks) % count]
+    there_and_back = np.abs((np.arange(frames) + length - 1) % (2 * length - 2) - (length - 1))
+    inputs = inputs[there_and_back][:, rows]
+    noise = rng.normal(0, 0.5 / FOCAL, (frames, max(0, tracks - count), 2))
+    inputs[:, count:, :2] += torch.from_numpy(noise).float()
+    return inputs[None].to(device)

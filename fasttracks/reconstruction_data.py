@@ -1,0 +1,147 @@
+"""What a reconstruction holds, and its .npz file."""
+
+import os
+from dataclasses import MISSING, dataclass, fields
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import numpy as np
+
+from fasttracks.errors import InputError
+from fasttracks.files import read_npz, write_npz
+from fasttracks.tracks import check_colors, check_image_size, check_times
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from typing_extensions import Self
+
+_SHAPES = {
+    "points": "TN3",
+    "points_camera": "TN3",
+    "camera_to_world": "T44",
+    "intrinsics": "T33",
+    "reprojection": "TN2",
+    "basis": "KN3",
+    "coefficients": "TK",
+    "motion": "N",
+    "tracks": "TN2",
+    "visibility": "TN",
+}
+
+ArrayT = TypeVar("ArrayT", np.ndarray, "Tensor")  # all arrays of one are of one kind
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ReconstructionData(Generic[ArrayT]):
+    """Cameras and 4D points of one clip of T frames and N tracks, K basis clouds.
+
+    Cameras follow OpenCV: x right, y down, z forward; pixels have (0, 0) at the centre of
+    the top-left pixel. World frame and scale are free (a clip doesn't tell them). float32.
+
+    Attributes:
+        points: (T, N, 3) world points, frame by frame.
+        points_camera: (T, N, 3) the same in each frame's camera.
+        camera_to_world: (T, 4, 4) rigid.
+        intrinsics: (T, 3, 3) pixels, after any correction by the model.
+        reprojection: (T, N, 2) pixels.
+        basis: (K, N, 3) and coefficients (T, K): points = coefficients · basis.
+            basis[0] is the static scene, coefficients[:, 0] is 1.
+        motion: (N,) γ, large where a point moves on its own.
+        tracks: (T, N, 2) pixels and visibility (T, N) bool, as they were used.
+        image_size: (height, width) in pixels, or None if it was not known.
+        times: (T,) float64 seconds in the video, or None if they were not known.
+        colors: (N, 3) uint8 RGB of each point in the video, or None if they were not known.
+        refinement: how refinement went and what it says of the clip; None if there was none.
+    """
+
+    points: ArrayT
+    points_camera: ArrayT
+    camera_to_world: ArrayT
+    intrinsics: ArrayT
+    reprojection: ArrayT
+    basis: ArrayT
+    coefficients: ArrayT
+    motion: ArrayT
+    tracks: ArrayT
+    visibility: ArrayT
+    image_size: tuple[int, int] | None = None
+    times: ArrayT | None = None
+    colors: ArrayT | None = None
+    refinement: str | None = None
+
+    def __repr__(self) -> str:
+        frames, tracks = self.points.shape[:2]
+        return (
+            f"Reconstruction({frames} frames, {tracks} tracks, {len(self.basis)} bases, "
+            f"median reprojection error {self.median_reprojection_error:.2f} px)"
+        )
+
+    @property
+    def depth(self) -> ArrayT:
+        """(T, N) z in each frame's camera."""
+        return self.points_camera[..., 2]
+
+    @property
+    def static_points(self) -> ArrayT:
+        """(N, 3) world points of the static scene."""
+        return self.basis[0]
+
+    @property
+    def moving(self) -> ArrayT:
+        """(N,) bool: γ stands out by three robust standard deviations of log γ."""
+        level = np.log(_numpy(self.motion))
+        median = np.median(level)
+        moving = level > median + 3 * 1.4826 * np.median(np.abs(level - median))
+        if isinstance(self.motion, np.ndarray):
+            return moving
+        return self.motion.new_tensor(moving).bool()
+
+    @property
+    def reprojection_error(self) -> ArrayT:
+        """(T, N) distance in pixels from track to reprojection, NaN where unseen."""
+        error = ((self.reprojection - self.tracks) ** 2).sum(-1) ** 0.5
+        error[~self.visibility] = float("nan")
+        return error
+
+    @property
+    def median_reprojection_error(self) -> float:
+        """Over the seen positions, in pixels."""
+        return float(np.nanmedian(_numpy(self.reprojection_error)))
+
+    def numpy(self) -> "ReconstructionData[np.ndarray]":
+        """The same with numpy arrays."""
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name, value in values.items():
+            if name not in ("image_size", "refinement") and value is not None:
+                values[name] = _numpy(value)
+        return type(self)(**values)  # type: ignore[return-value]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write an .npz of the attributes, read back by `load`."""
+        write_npz(path, vars(self.numpy()))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Self":
+        """Read what `save` wrote; InputError if the file is anything else."""
+        arrays: dict[str, Any] = read_npz(path, "reconstruction")
+        missing = [f.name for f in fields(cls) if f.default is MISSING and f.name not in arrays]
+        if missing:
+            raise InputError(f"reconstruction: {path} lacks {', '.join(missing)}")
+        shape = (*arrays["tracks"].shape, 0, 0)
+        sizes = {"T": shape[0], "N": shape[1], "K": (*arrays["basis"].shape, 0)[0]}
+        for name, axes in _SHAPES.items():
+            expected = tuple(sizes[a] if a in sizes else int(a) for a in axes)
+            if arrays[name].shape != expected or arrays[name].dtype.kind not in "bf":
+                raise InputError(
+                    f"reconstruction: {path} has {name} of {arrays[name].dtype} "
+                    f"{arrays[name].shape}, expected {expected}"
+                )
+        arrays["image_size"] = check_image_size(arrays.get("image_size"))
+        arrays["times"] = check_times(arrays.get("times"), sizes["T"])
+        arrays["colors"] = check_colors(arrays.get("colors"), sizes["N"])
+        if "refinement" in arrays:
+            arrays["refinement"] = str(arrays["refinement"])
+        return cls(**{f.name: arrays[f.name] for f in fields(cls) if f.name in arrays})
+
+
+def _numpy(array: Any) -> np.ndarray:
+    return array if isinstance(array, np.ndarray) else array.detach().cpu().numpy()
