@@ -27,10 +27,10 @@ from fasttracks.learning import forward, unsupervised
 from fasttracks.network import TracksTo4D
 from fasttracks.refine.bundle import bundle
 from fasttracks.refine.finetune import finetune
-from fasttracks.training.command import VALIDATION
-from fasttracks.training.library import load as load_library
-from fasttracks.training.scenes import Clips, generate, seeded
-from fasttracks.training.variety import CASUAL
+from fasttracks.scenes.generator import Clips, generate, seeded
+from fasttracks.scenes.held_out import VALIDATION
+from fasttracks.scenes.library import load as load_library
+from fasttracks.scenes.variety import CASUAL
 
 RESULTS = Path(__file__).parent / "results"
 METRICS = ("absrel", "absrel_moving", "absrel_still", "ate", "rpe_rotation", "reprojection")

@@ -18,12 +18,12 @@ from fasttracks.backends import TORCH
 from fasttracks.errors import InputError
 from fasttracks.evaluation.metrics import FOCAL_LENGTH, Truth
 from fasttracks.learning import forward, unsupervised
-from fasttracks.training.library import load as load_library
+from fasttracks.scenes.library import load as load_library
+from fasttracks.scenes.variety import CASUAL
 from fasttracks.training.loop import Run, Schedule, cut, start, train
 from fasttracks.training.muon import Muon
 from fasttracks.training.sources import recordings, scenes
 from fasttracks.training.supervision import supervised
-from fasttracks.training.variety import CASUAL
 from fasttracks.weights import save
 
 CPU = torch.device("cpu")

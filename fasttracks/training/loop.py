@@ -23,9 +23,9 @@ from fasttracks.files import replacing
 from fasttracks.geometry import Prediction
 from fasttracks.learning import forward, learning_rate_share, unsupervised
 from fasttracks.network import TracksTo4D
+from fasttracks.scenes.generator import seeded
 from fasttracks.training.deepening import deepened
 from fasttracks.training.muon import Muon
-from fasttracks.training.scenes import seeded
 from fasttracks.training.sources import Batch, Source
 from fasttracks.training.supervision import supervised
 from fasttracks.weights import load, save
