@@ -12,7 +12,7 @@ from fasttracks import ops
 from fasttracks.backends import choose
 from fasttracks.graphs import capture
 from fasttracks.performance.sample import sample_inputs
-from fasttracks.performance.tune import arguments, within_budget
+from fasttracks.performance.tuning import arguments, within_budget
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 

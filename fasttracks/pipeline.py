@@ -4,10 +4,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from fasttracks.engine import Engine
@@ -21,6 +22,51 @@ from fasttracks.weights import find, load
 REFINEMENTS = ("none", "bundle", "finetune")
 _FOCAL_TRACKS = 128  # whose focal length is nearly that of a thousand
 
+_Model = str | os.PathLike[str] | TracksTo4D | Engine
+
+
+@overload
+def reconstruct(
+    tracks: Tracks,
+    visibility: None = ...,
+    *,
+    intrinsics: Any = ...,
+    image_size: Sequence[int] | None = ...,
+    model: _Model = ...,
+    device: str | torch.device = ...,
+    precision: str = ...,
+    refine: str = ...,
+) -> Reconstruction[np.ndarray]: ...
+
+
+# A type doesn't tell a batch from one clip: "| Any" lets either be used without a cast.
+@overload
+def reconstruct(
+    tracks: Tensor,
+    visibility: Any = ...,
+    *,
+    intrinsics: Any = ...,
+    image_size: Sequence[int] | None = ...,
+    model: _Model = ...,
+    device: str | torch.device = ...,
+    precision: str = ...,
+    refine: str = ...,
+) -> Reconstruction[Tensor] | Any: ...
+
+
+@overload
+def reconstruct(
+    tracks: ArrayLike,
+    visibility: Any = ...,
+    *,
+    intrinsics: Any = ...,
+    image_size: Sequence[int] | None = ...,
+    model: _Model = ...,
+    device: str | torch.device = ...,
+    precision: str = ...,
+    refine: str = ...,
+) -> Reconstruction[np.ndarray] | Any: ...
+
 
 def reconstruct(
     tracks: Any,
@@ -28,11 +74,11 @@ def reconstruct(
     *,
     intrinsics: Any = None,
     image_size: Sequence[int] | None = None,
-    model: str | os.PathLike[str] | TracksTo4D | Engine = "base",
+    model: _Model = "base",
     device: str | torch.device = "auto",
     precision: str = "auto",
     refine: str = "none",
-) -> Reconstruction | list[Reconstruction]:
+) -> Any:
     """Camera poses and the 3D position of every track in every frame, from point tracks.
 
     Arrays may be numpy or torch, on any device; results are numpy unless `tracks` is a

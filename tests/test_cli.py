@@ -202,12 +202,10 @@ def test_bad_calls(arguments, complaint, tracks_file, capsys):
 
 
 def test_train_goes_on_and_evaluate_judges(capsys, monkeypatch):
-    monkeypatch.setattr("fasttracks.training.command.Config", lambda **k: replace(TINY, **k))
+    monkeypatch.setattr("fasttracks.cli.train.Config", lambda **k: replace(TINY, **k))
     monkeypatch.setattr("fasttracks.scenes.held_out.VALIDATION_TRACKS", 20)
     shape = ((1, 6, 12),)
-    monkeypatch.setattr(
-        "fasttracks.training.command.Schedule", lambda **k: Schedule(**k, shapes=shape)
-    )
+    monkeypatch.setattr("fasttracks.cli.train.Schedule", lambda **k: Schedule(**k, shapes=shape))
     options = ["--weights", "none", "--rounds", "1", "--device", "cpu", "--validation-clips", "1"]
     assert main(["train", "-o", "run", "--steps", "3", "--minutes", "1e-9", *options]) == 0
     assert "starting at step 0" in capsys.readouterr().out
@@ -216,9 +214,8 @@ def test_train_goes_on_and_evaluate_judges(capsys, monkeypatch):
     assert sorted(os.listdir("run")) == ["log.jsonl", "run.pt", "weights.safetensors"]
     assert fasttracks.load("run/weights.safetensors", device="cpu").config.rounds == 1
 
-    script = Path(__file__).parents[1] / "benchmarks/validation_set.py"
     wanted = ["-o", "clips", "--clips", "2", "--frames", "6", "--tracks", "20"]
-    subprocess.run([sys.executable, script, *wanted], check=True)
+    assert main(["generate", *wanted]) == 0
     assert main(["evaluate", "clips", "--model", "run/weights.safetensors", "--device", "cpu"]) == 0
     table = capsys.readouterr().out
     assert "flat guess" in table

@@ -5,12 +5,12 @@ from dataclasses import fields, replace
 import pytest
 import torch
 import trimesh
-from measure_skins import ROOT, SPOKES, measure, misfit
-from measure_skins import Mesh as Body
 from numpy import load as load_arrays
 from torch import Tensor
 
 from fasttracks.scenes import generator, library, skins
+from fasttracks.scenes.measure_skins import ROOT, SPOKES, measure, misfit
+from fasttracks.scenes.measure_skins import Mesh as Body
 from fasttracks.scenes.sampling import Draw
 from fasttracks.scenes.skeletons import BONES, HEAD, LEG, TAIL, TRUNK, Skeletons
 from fasttracks.scenes.variety import Variety

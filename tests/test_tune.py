@@ -15,7 +15,7 @@ from fasttracks.cli.main import main
 pytest.importorskip("triton")
 
 from fasttracks.kernels import launches
-from fasttracks.performance import tune
+from fasttracks.performance import tuning
 
 ANY = math.inf
 CUDA = torch.device("cuda", 0)
@@ -96,11 +96,11 @@ def test_choice():
     a, b, c = ({"num_warps": n} for n in (1, 2, 4))
     tokens = [100, 400, 900]
     rows = [[(a, 1.0), (a, 1.0), (a, 1.0)], [(b, 0.9), (b, 0.9), (b, 1.0)]]
-    assert tune._choose(rows, tokens) == [(ANY, b)]
+    assert tuning._choose(rows, tokens) == [(ANY, b)]
     rows.append([(c, 2.0), (c, 2.0), (c, 0.5)])
-    assert tune._choose(rows, tokens) == [(600, b), (ANY, c)]
+    assert tuning._choose(rows, tokens) == [(600, b), (ANY, c)]
     rows = [[(a, 1.0)] * 3, [(b, 0.99)] * 3]  # no gain to speak of
-    assert tune._choose(rows, tokens) == [(ANY, a)]
+    assert tuning._choose(rows, tokens) == [(ANY, a)]
 
 
 def test_tuning_takes_what_is_fast_and_right(kernel_device):
@@ -128,7 +128,9 @@ def test_tuning_takes_what_is_fast_and_right(kernel_device):
             ]
         return table["compose_project"][0][1]["BLOCK_FRAMES"]
 
-    found = tune.tune(network, sizes=((4, 5), (9, 5)), candidates=candidates, seconds=seconds)
+    found = tuning.find_launches(
+        network, sizes=((4, 5), (9, 5)), candidates=candidates, seconds=seconds
+    )
     assert [(most, o["BLOCK_TRACKS"]) for most, o in found["embed"]] == [(30, 16), (ANY, 32)]
     assert [o["BLOCK_FRAMES"] for _, o in found["compose_project"]] == [4]
     assert found["heads_sum"] == before["heads_sum"]
@@ -141,9 +143,9 @@ def test_a_wrong_result_is_no_candidate():
         return x * 1.001
 
     x = torch.rand(10)
-    assert tune.within_budget(torch.sin, torch.sin, ((x,), {})) < 1e-6
+    assert tuning.within_budget(torch.sin, torch.sin, ((x,), {})) < 1e-6
     with pytest.raises(ArithmeticError, match="where eager torch has"):
-        tune.within_budget(lambda x: wrong(x.sin()), torch.sin, ((x,), {}))
+        tuning.within_budget(lambda x: wrong(x.sin()), torch.sin, ((x,), {}))
 
 
 def test_command_without_a_gpu(capsys, tmp_path):
@@ -158,9 +160,10 @@ def test_command_without_a_gpu(capsys, tmp_path):
 def test_command(monkeypatch, tmp_path, capsys):
     """The real thing on few candidates; what it wrote is then used."""
     path = tmp_path / "found.json"
-    monkeypatch.setattr(tune, "SIZES", ((20, 10), (100, 20)))
+    for module in ("performance.tuning", "cli.tune"):
+        monkeypatch.setattr(f"fasttracks.{module}.SIZES", ((20, 10), (100, 20)))
     few = {"compose_project": {"compose_project": [{"BLOCK_FRAMES": 4}, {"BLOCK_FRAMES": 16}]}}
-    monkeypatch.setattr(tune, "CANDIDATES", few)
+    monkeypatch.setattr(tuning, "CANDIDATES", few)
     assert main(["tune", "-o", str(path)]) == 0
     assert f"wrote {path}" in capsys.readouterr().out
     assert [p.name for p in tmp_path.iterdir()] == ["found.json"]

@@ -1,10 +1,10 @@
 """`fasttracks bench`: is this machine's forward accurate, and how fast is it?"""
 
 import argparse
-from collections.abc import Callable
 
 import torch
 
+from fasttracks.cli.console import say
 from fasttracks.engine import Engine
 from fasttracks.errors import InputError
 from fasttracks.performance.accuracy import check, errors, truth
@@ -13,7 +13,7 @@ from fasttracks.performance.timing import host_time, operations, percentiles, wa
 from fasttracks.weights import load
 
 
-def run(options: argparse.Namespace, say: Callable[[str], None]) -> None:
+def bench(options: argparse.Namespace) -> None:
     """The command: a line for each size."""
     network = load(
         options.model,

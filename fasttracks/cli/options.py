@@ -1,7 +1,7 @@
 """The options of the program `fasttracks`."""
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NoReturn
 
 from fasttracks import __version__
@@ -22,24 +22,22 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; see '{self.prog} --help'")
 
 
-def parser(commands: Mapping[str, Callable[[argparse.Namespace], None]]) -> argparse.ArgumentParser:
-    """The program's options; `run` of what it parses is the command's function, from `commands`.
+def parser() -> argparse.ArgumentParser:
+    """The program's options; `command` of what it parses is the command's name.
 
     It raises InputError where the options are at fault.
     """
     program = _Parser(prog="fasttracks", description="Point tracks to cameras and 4D points.")
     program.add_argument("--version", action="version", version=f"fasttracks {__version__}")
-    subparsers = program.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+    subparsers = program.add_subparsers(
+        dest="command", metavar="COMMAND", required=True, parser_class=_Parser
+    )
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
-        sub = subparsers.add_parser(
-            name,
-            help=text,
-            description=text[0].upper() + text[1:] + ".",
-            formatter_class=_Help,
+        description = text[0].upper() + text[1:] + "."
+        return subparsers.add_parser(
+            name, help=text, description=description, formatter_class=_Help
         )
-        sub.set_defaults(run=commands[name])
-        return sub
 
     sub = command("demo", "reconstruct the bundled tracks of a real clip; needs nothing")
     sub.add_argument(
@@ -138,6 +136,17 @@ def _add_training(command: _Command) -> None:
     sub.add_argument("--learning-rate", type=float, default=4e-4)
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+
+    sub = command("generate", "write held-out generated clips with truth, for 'evaluate'")
+    sub.add_argument("-o", "--output", required=True, metavar="FOLDER")
+    sub.add_argument(
+        "--data", metavar="FOLDER", help="with mocap_cmu.npz and camera_paths.npz, if any"
+    )
+    sub.add_argument("--kind", default="casual", help="all, casual, handheld")
+    sub.add_argument("--clips", type=int, default=16)
+    sub.add_argument("--frames", type=int, default=50)
+    sub.add_argument("--tracks", type=int, default=256)
+    sub.add_argument("--seed", type=int, default=2)
 
     sub = command("evaluate", "judge a model on a folder of clips with truth")
     sub.add_argument(

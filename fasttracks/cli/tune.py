@@ -2,20 +2,21 @@
 
 import argparse
 import functools
-from collections.abc import Callable
+import sys
 from pathlib import Path
 
 import torch
 
+from fasttracks.cli.console import say
 from fasttracks.errors import InputError
 from fasttracks.files import replacing
 from fasttracks.performance.sample import sample_inputs
 from fasttracks.performance.timing import graph_seconds
-from fasttracks.performance.tune import SIZES, tune
+from fasttracks.performance.tuning import SIZES, find_launches
 from fasttracks.weights import load
 
 
-def run(options: argparse.Namespace, say: Callable[[str], None]) -> None:
+def tune(options: argparse.Namespace) -> None:
     """The command: tune, write, and say what it gained."""
     from fasttracks.kernels import launches
 
@@ -29,7 +30,7 @@ def run(options: argparse.Namespace, say: Callable[[str], None]) -> None:
     with torch.cuda.device(device):
         before = launches.table(device)
         with replacing(path) as temporary:
-            found = tune(network, progress=options.progress)
+            found = find_launches(network, progress=sys.stderr.isatty())
             launches.save(temporary, found)
         say(f"{torch.cuda.get_device_name(device)}, whole forward:")
         for tracks, frames in SIZES:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from fasttracks.metrics import Truth
+from fasttracks.evaluation.metrics import Truth
 from fasttracks.scenes.generator import generate, seeded
 from fasttracks.scenes.library import Library
 from fasttracks.scenes.variety import CASUAL, Variety

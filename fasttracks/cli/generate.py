@@ -1,0 +1,48 @@
+"""`fasttracks generate`: held-out scenes as clip files with truth, which `evaluate` reads."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from fasttracks.errors import InputError
+from fasttracks.evaluation.clips import save_clip
+from fasttracks.evaluation.metrics import Truth
+from fasttracks.scenes.generator import Clips, seeded
+from fasttracks.scenes.generator import generate as generate_clips
+from fasttracks.scenes.held_out import VALIDATION
+from fasttracks.scenes.library import load as load_library
+from fasttracks.tracks import Tracks
+
+
+def generate(options: argparse.Namespace) -> None:
+    """Write clips of one kind, from creatures, recordings and camera paths kept from training."""
+    if options.kind not in VALIDATION:
+        raise InputError(f"--kind: expected one of {', '.join(VALIDATION)}, found {options.kind!r}")
+    library = load_library(options.data, "validation", "cpu")
+    for i in range(options.clips):
+        clip = generate_clips(
+            1,
+            options.frames,
+            options.tracks,
+            library=library,
+            generator=seeded((options.seed << 32) + i, library.split, "cpu"),
+            variety=VALIDATION[options.kind],
+        )
+        path = Path(options.output) / f"{options.kind}-{i:03}.npz"
+        save_clip(path, *_in_pixels(clip))
+
+
+def _in_pixels(clip: Clips) -> tuple[Tracks, Truth, np.ndarray]:
+    """Tracks in pixels, truth and true intrinsics (3, 3) of the first of a batch of clips."""
+    pixels, focal = float(clip.pixels[0]), float(clip.focal[0])
+    width, height = np.rint(2 * clip.extent[0].numpy() * pixels).astype(int)
+    centre = np.array([width - 1, height - 1]) / 2
+    camera = np.array([[pixels, 0, centre[0]], [0, pixels, centre[1]], [0, 0, 1]])
+    tracks = Tracks(
+        clip.tracks[0, ..., :2].numpy() * pixels + centre,
+        clip.tracks[0, ..., 2].numpy(),
+        camera if focal == 1 else None,
+        (height, width),
+    )
+    return tracks, clip.truth, camera * [[focal, 1, 1], [1, focal, 1], [1, 1, 1]]
