@@ -53,7 +53,7 @@ def cost(motion: Motion, sight: Sight) -> Tensor:
     """What is lowered, one value a track (B, N)."""
     m, s = motion, sight
     if has_kernels(s.weight.device):
-        from fasttracks.kernels import motion as kernel
+        from fasttracks.kernels import adjust_motion as kernel
 
         return kernel.cost(m, s)
     points = compose(m.basis, m.coefficients)
@@ -96,7 +96,7 @@ def _by_point(motion: Motion, sight: Sight) -> tuple[Tensor, Tensor]:
     """Hessians (B, T, N, 3, 3) and gradients (B, T, N, 3) of observations by world points."""
     s = sight
     if has_kernels(s.weight.device):
-        from fasttracks.kernels import motion as kernel
+        from fasttracks.kernels import adjust_motion as kernel
 
         return kernel.by_point(motion, s)
     P = to_camera(compose(motion.basis, motion.coefficients), s.rotation, s.position)
