@@ -16,11 +16,11 @@ import machine
 import torch
 
 from fasttracks.config import Config
-from fasttracks.training.command import validation
-from fasttracks.training.library import load as load_library
+from fasttracks.scenes.held_out import validation
+from fasttracks.scenes.library import load as load_library
+from fasttracks.scenes.variety import CASUAL, Variety
 from fasttracks.training.loop import Schedule, start, train
 from fasttracks.training.sources import Batch, Source, scenes
-from fasttracks.training.variety import CASUAL, Variety
 from fasttracks.weights import resolve_device
 
 RESULTS = Path(__file__).parent / "results"

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fasttracks.training.sampling import rotate, rotate_back
-from fasttracks.training.skins import UNIT, Skin, lay, rest_frames
+from fasttracks.scenes.sampling import rotate, rotate_back
+from fasttracks.scenes.skins import UNIT, Skin, lay, rest_frames
 
 ROOT = Path(__file__).parents[1]
 RINGS, SPOKES = 16, 24

@@ -27,11 +27,11 @@ from fasttracks.metrics import FOCAL_LENGTH, Estimate, metrics
 from fasttracks.network import TracksTo4D
 from fasttracks.refine.bundle import bundle
 from fasttracks.refine.finetune import finetune
-from fasttracks.training.command import VALIDATION
-from fasttracks.training.library import load as load_library
+from fasttracks.scenes.generator import Clips, generate, seeded
+from fasttracks.scenes.held_out import VALIDATION
+from fasttracks.scenes.library import load as load_library
+from fasttracks.scenes.variety import CASUAL
 from fasttracks.training.loop import forward
-from fasttracks.training.scenes import Clips, generate, seeded
-from fasttracks.training.variety import CASUAL
 
 RESULTS = Path(__file__).parent / "results"
 METRICS = ("absrel", "absrel_moving", "absrel_still", "ate", "rpe_rotation", "reprojection")

@@ -21,11 +21,11 @@ from torch import Tensor
 import fasttracks
 from fasttracks.geometry import project, to_camera
 from fasttracks.metrics import Estimate, Truth, metrics
-from fasttracks.training.command import VALIDATION, VALIDATION_FRAMES, VALIDATION_TRACKS
-from fasttracks.training.library import load as load_library
+from fasttracks.scenes.held_out import VALIDATION, VALIDATION_FRAMES, VALIDATION_TRACKS
+from fasttracks.scenes.library import load as load_library
+from fasttracks.scenes.variety import CASUAL, Variety
 from fasttracks.training.loop import judge, judge_each
 from fasttracks.training.sources import Batch, scenes
-from fasttracks.training.variety import CASUAL, Variety
 
 RESULTS = Path(__file__).parent / "results"
 METRICS = {"absrel": "AbsRel", "rpe_rotation": "RPE, ° a frame", "ate": "ATE, % of the path"}

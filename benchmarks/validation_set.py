@@ -11,9 +11,9 @@ import numpy as np
 
 from fasttracks import Tracks
 from fasttracks.evaluation import save_clip
-from fasttracks.training.command import VALIDATION, VALIDATION_FRAMES, VALIDATION_TRACKS
-from fasttracks.training.library import load as load_library
-from fasttracks.training.scenes import generate, seeded
+from fasttracks.scenes.generator import generate, seeded
+from fasttracks.scenes.held_out import VALIDATION, VALIDATION_FRAMES, VALIDATION_TRACKS
+from fasttracks.scenes.library import load as load_library
 
 
 def main() -> None:

@@ -203,7 +203,7 @@ def test_bad_calls(arguments, complaint, tracks_file, capsys):
 
 def test_train_goes_on_and_evaluate_judges(capsys, monkeypatch):
     monkeypatch.setattr("fasttracks.training.command.Config", lambda **k: replace(TINY, **k))
-    monkeypatch.setattr("fasttracks.training.command.VALIDATION_TRACKS", 20)
+    monkeypatch.setattr("fasttracks.scenes.held_out.VALIDATION_TRACKS", 20)
     shape = ((1, 6, 12),)
     monkeypatch.setattr(
         "fasttracks.training.command.Schedule", lambda **k: Schedule(**k, shapes=shape)

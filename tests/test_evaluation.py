@@ -12,8 +12,8 @@ from fasttracks import Tracks
 from fasttracks.evaluation import evaluate, load_clip, save_clip
 from fasttracks.geometry import exponential
 from fasttracks.metrics import Estimate, Truth, align, flat_guess, metrics
-from fasttracks.training.library import load as load_library
-from fasttracks.training.scenes import generate, seeded
+from fasttracks.scenes.generator import generate, seeded
+from fasttracks.scenes.library import load as load_library
 
 
 def scene(frames=12, tracks=30, batch=2, seed=0):

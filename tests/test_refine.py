@@ -313,9 +313,9 @@ def test_likelihood_prefers_the_truth():
 
 
 def test_errors_of_shipped_weights_are_cut():
-    from fasttracks.training.library import load as load_library
-    from fasttracks.training.scenes import generate, seeded
-    from fasttracks.training.variety import CASUAL
+    from fasttracks.scenes.generator import generate, seeded
+    from fasttracks.scenes.library import load as load_library
+    from fasttracks.scenes.variety import CASUAL
 
     orbit = replace(CASUAL, cameras=(1, 0, 0, 0, 0, 0, 0), unknown_focal=0, swing=(20, 60))
     library = load_library(None, "validation", "cpu")

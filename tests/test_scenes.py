@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from fasttracks.training import casting, library, scenes
-from fasttracks.training.sampling import Draw, multiply, rotate, rotate_back
-from fasttracks.training.stage import BODY_BONES
-from fasttracks.training.variety import Variety
+from fasttracks.scenes import generator, library, rays
+from fasttracks.scenes.sampling import Draw, multiply, rotate, rotate_back
+from fasttracks.scenes.scene import BODY_BONES
+from fasttracks.scenes.variety import Variety
 
 B, T, N = 6, 20, 60
 RIGID = Variety(soft=0.0, relief=(0.0, 0.0))
@@ -23,18 +23,18 @@ def stock() -> library.Library:
     return library.load(None, "train", "cpu")
 
 
-def make(stock: library.Library, seed: int = 0, variety: Variety | None = None) -> scenes.Clips:
-    generator = scenes.seeded(seed, stock.split, "cpu")
-    return scenes.generate(B, T, N, library=stock, generator=generator, variety=variety)
+def make(stock: library.Library, seed: int = 0, variety: Variety | None = None) -> generator.Clips:
+    chance = generator.seeded(seed, stock.split, "cpu")
+    return generator.generate(B, T, N, library=stock, generator=chance, variety=variety)
 
 
-def world(clips: scenes.Clips) -> Tensor:
+def world(clips: generator.Clips) -> Tensor:
     """World points (B, T, N, 3) in float64."""
     camera, rotation = clips.points_camera.double(), clips.rotation.double()
     return rotate(rotation[:, :, None], camera) + clips.position.double()[:, :, None]
 
 
-def values(clips: scenes.Clips) -> dict[str, Tensor]:
+def values(clips: generator.Clips) -> dict[str, Tensor]:
     return {f.name: getattr(clips, f.name) for f in fields(clips)}
 
 
@@ -47,8 +47,8 @@ def test_seed_decides(stock: library.Library) -> None:
 
 @pytest.mark.parametrize(("frames", "tracks"), [(1, 1), (2, 17), (111, 3), (15, 300), (1, 700)])
 def test_any_shape_is_finite(stock: library.Library, frames: int, tracks: int) -> None:
-    generator = scenes.seeded(3, "train", "cpu")
-    clips = scenes.generate(3, frames, tracks, library=stock, generator=generator)
+    chance = generator.seeded(3, "train", "cpu")
+    clips = generator.generate(3, frames, tracks, library=stock, generator=chance)
     assert clips.tracks.shape == (3, frames, tracks, 3)
     for name, value in values(clips).items():
         assert value.isfinite().all(), name
@@ -94,7 +94,9 @@ def test_moving_tells_what_moves(stock: library.Library) -> None:
 def test_bones_are_rigid(stock: library.Library) -> None:
     """Points on one bone keep their distances, those on different bones don't."""
     with torch.no_grad():
-        scene, _ = scenes._shoot(B, T, N, stock, Draw(scenes.seeded(7, "train", "cpu")), PERFECT)
+        scene, _ = generator._shoot(
+            B, T, N, stock, Draw(generator.seeded(7, "train", "cpu")), PERFECT
+        )
     rotation = scene.solids.rotation
     identity = torch.eye(3).expand_as(rotation)
     torch.testing.assert_close(multiply(rotation.mT, rotation), identity, atol=1e-4, rtol=0)
@@ -115,10 +117,10 @@ def test_visibility_by_walking_the_lines_of_sight(stock: library.Library) -> Non
     # Skin lies in or over the cones that hide; here points are to be on them.
     bare = replace(stock.skeletons, skin=torch.zeros_like(stock.skeletons.skin))
     stock = replace(stock, skeletons=bare)
-    seed = Draw(scenes.seeded(8, "train", "cpu"))
+    seed = Draw(generator.seeded(8, "train", "cpu"))
     with torch.no_grad():
-        scene, clips = scenes._shoot(B, T, N, stock, seed, PERFECT)
-    seen = casting.in_sight(
+        scene, clips = generator._shoot(B, T, N, stock, seed, PERFECT)
+    seen = rays.in_sight(
         scene.solids, scene.planes, scene.position, world(clips).float(), torch.zeros(B, N, 1)
     )
     solids, checked, hidden = scene.solids, 0, 0
@@ -136,16 +138,16 @@ def test_visibility_by_walking_the_lines_of_sight(stock: library.Library) -> Non
             continue
         normal, offset = scene.planes.normal[b].numpy(), scene.planes.offset[b].numpy()
         beyond = (normal @ points[b, t, n] - offset).max()
-        if abs(beyond - casting.TOLERANCE * length) < 1e-4 * length:
+        if abs(beyond - rays.TOLERANCE * length) < 1e-4 * length:
             continue
-        expected = clearly <= 0 and beyond <= casting.TOLERANCE * length
+        expected = clearly <= 0 and beyond <= rays.TOLERANCE * length
         assert bool(seen[b, t, n]) == expected, (b, t, n, clearly, beyond)
         checked, hidden = checked + 1, hidden + (not expected)
     assert checked > 150
     assert hidden > 60
 
 
-def _depth_inside(solids: casting.Solids, b: int, t: int, places: np.ndarray) -> np.ndarray:
+def _depth_inside(solids: rays.Solids, b: int, t: int, places: np.ndarray) -> np.ndarray:
     """How deep places (P, 3) lie inside any solid, negative outside, up to the scales."""
     rotation = solids.rotation[b, t].double().numpy()
     away = places[:, None] - solids.position[b, t].double().numpy()
@@ -233,8 +235,8 @@ def test_recordings(recordings: Path) -> None:
 @pytest.mark.gpu
 def test_on_a_gpu() -> None:
     stock = library.load(None, "train", "cuda")
-    generator = scenes.seeded(0, "train", "cuda")
-    clips = scenes.generate(2, 8, 16, library=stock, generator=generator)
+    chance = generator.seeded(0, "train", "cuda")
+    clips = generator.generate(2, 8, 16, library=stock, generator=chance)
     for name, value in values(clips).items():
         assert value.is_cuda, name
         assert value.isfinite().all(), name
@@ -243,14 +245,14 @@ def test_on_a_gpu() -> None:
 @pytest.mark.gpu
 def test_sight_on_a_gpu_is_that_on_a_cpu() -> None:
     stock = library.load(None, "train", "cuda")
-    draw = Draw(scenes.seeded(0, "train", "cuda"))
-    scene, clips = scenes._shoot(4, 20, 60, stock, draw, Variety())
+    draw = Draw(generator.seeded(0, "train", "cuda"))
+    scene, clips = generator._shoot(4, 20, 60, stock, draw, Variety())
     points = clips.points_camera @ clips.rotation.mT + clips.position[:, :, None]
     slack = points.new_zeros(4, 60, scene.solids.scale.shape[1])
-    seen = casting.in_sight(scene.solids, scene.planes, scene.position, points, slack)
-    solids = casting.Solids(*(value.cpu() for value in scene.solids))
-    planes = casting.Planes(*(value.cpu() for value in scene.planes))
-    there = casting.in_sight(solids, planes, *(x.cpu() for x in (scene.position, points, slack)))
+    seen = rays.in_sight(scene.solids, scene.planes, scene.position, points, slack)
+    solids = rays.Solids(*(value.cpu() for value in scene.solids))
+    planes = rays.Planes(*(value.cpu() for value in scene.planes))
+    there = rays.in_sight(solids, planes, *(x.cpu() for x in (scene.position, points, slack)))
     assert (seen.cpu() == there).float().mean() > 0.99  # some lie on what they are seen through
 
 
@@ -262,6 +264,6 @@ def test_seeds_differ_beyond_32_bits():
         (1 << 32, "train"),
         ((1 << 32) + 1, "train"),
     ]
-    drawn = [torch.rand(3, generator=scenes.seeded(*s, "cpu")) for s in seeds]
-    assert torch.equal(drawn[0], torch.rand(3, generator=scenes.seeded(*seeds[0], "cpu")))
+    drawn = [torch.rand(3, generator=generator.seeded(*s, "cpu")) for s in seeds]
+    assert torch.equal(drawn[0], torch.rand(3, generator=generator.seeded(*seeds[0], "cpu")))
     assert len({tuple(d.tolist()) for d in drawn}) == len(seeds)

@@ -10,10 +10,10 @@ from measure_skins import Mesh as Body
 from numpy import load as load_arrays
 from torch import Tensor
 
-from fasttracks.training import library, scenes, skins
-from fasttracks.training.sampling import Draw
-from fasttracks.training.skeletons import BONES, HEAD, LEG, TAIL, TRUNK, Skeletons
-from fasttracks.training.variety import Variety
+from fasttracks.scenes import generator, library, skins
+from fasttracks.scenes.sampling import Draw
+from fasttracks.scenes.skeletons import BONES, HEAD, LEG, TAIL, TRUNK, Skeletons
+from fasttracks.scenes.variety import Variety
 
 SKINS = ("person-man", "person-woman", "person-heavy", "person-child", "dog", "rat")
 
@@ -133,9 +133,9 @@ def test_scenes_wear_skins(stocks: list[library.Library], name: str) -> None:
     variety = Variety(company=(0, 1, 0, 0), on_subject=1.0, clean=1.0)
     shots = []
     for _ in range(2):
-        draw = Draw(scenes.seeded(0, "train", "cpu"))
+        draw = Draw(generator.seeded(0, "train", "cpu"))
         with torch.no_grad():
-            shots.append(scenes._shoot(12, 4, 200, stock, draw, variety))
+            shots.append(generator._shoot(12, 4, 200, stock, draw, variety))
     (scene, clips), (_, again) = shots
     for field in fields(clips):
         value = getattr(clips, field.name)

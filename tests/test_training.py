@@ -18,12 +18,12 @@ from fasttracks.errors import InputError
 from fasttracks.losses import unsupervised
 from fasttracks.metrics import FOCAL_LENGTH, Truth
 from fasttracks.ops import TORCH
-from fasttracks.training.library import load as load_library
+from fasttracks.scenes.library import load as load_library
+from fasttracks.scenes.variety import CASUAL
 from fasttracks.training.loop import Run, Schedule, cut, forward, start, train
 from fasttracks.training.muon import Muon
 from fasttracks.training.sources import recordings, scenes
 from fasttracks.training.supervision import supervised
-from fasttracks.training.variety import CASUAL
 from fasttracks.weights import save
 
 CPU = torch.device("cpu")

@@ -4,7 +4,6 @@ import argparse
 import math
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,25 +11,13 @@ import torch.distributed as dist
 
 from fasttracks.config import Config
 from fasttracks.errors import InputError
+from fasttracks.scenes.held_out import validation
+from fasttracks.scenes.library import load as load_library
+from fasttracks.scenes.variety import CASUAL, TRIPOD, Variety
 from fasttracks.tracks import Tracks
-from fasttracks.training.library import Library
-from fasttracks.training.library import load as load_library
 from fasttracks.training.loop import Run, Schedule, start, train
-from fasttracks.training.sources import Batch, Source, recordings, scenes
-from fasttracks.training.variety import CASUAL, TRIPOD, Variety
+from fasttracks.training.sources import Source, recordings, scenes
 from fasttracks.weights import resolve_device
-
-# Held-out scenes of three kinds: all there is; casual clips; and the hardest check of whether
-# training carries over: one subject, a known lens, recorded camera paths.
-VALIDATION = {
-    "all": Variety(),
-    "casual": CASUAL,
-    "handheld": replace(
-        CASUAL, unknown_focal=0, cameras=(0, 0, 0, 0, 0, 0, 1.0), company=(0, 1, 0, 0)
-    ),
-}
-VALIDATION_FRAMES, VALIDATION_TRACKS = 50, 256
-_AT_ONCE = 16  # clips of a validation batch
 
 
 def run(options: argparse.Namespace) -> None:
@@ -82,18 +69,6 @@ def run(options: argparse.Namespace) -> None:
         )
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def validation(library: Library, clips: int, seed: int = 1) -> dict[str, list[Batch]]:
-    """Batches of held-out scenes, so many clips of each kind, the same every time."""
-    sizes = [min(_AT_ONCE, clips - begin) for begin in range(0, clips, _AT_ONCE)]
-    return {
-        name: [
-            scenes(library, seed, (variety,))((size, VALIDATION_FRAMES, VALIDATION_TRACKS), i)
-            for i, size in enumerate(sizes)
-        ]
-        for name, variety in VALIDATION.items()
-    }
 
 
 def _sizes(options: argparse.Namespace) -> Config:

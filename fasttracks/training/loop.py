@@ -25,9 +25,9 @@ from fasttracks.losses import unsupervised
 from fasttracks.metrics import Estimate, Truth, flat_guess, metrics
 from fasttracks.network import TracksTo4D
 from fasttracks.ops import TIME, TRACK
+from fasttracks.scenes.generator import seeded
 from fasttracks.training.growth import deepened
 from fasttracks.training.muon import Muon
-from fasttracks.training.scenes import seeded
 from fasttracks.training.sources import Batch, Source
 from fasttracks.training.supervision import supervised
 from fasttracks.weights import load, save

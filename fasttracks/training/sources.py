@@ -8,10 +8,10 @@ from torch import Tensor
 from fasttracks.graphs import capture
 from fasttracks.metrics import Truth
 from fasttracks.pipeline import normalise
+from fasttracks.scenes.generator import generate, seeded
+from fasttracks.scenes.library import Library
+from fasttracks.scenes.variety import Variety
 from fasttracks.tracks import Tracks
-from fasttracks.training.library import Library
-from fasttracks.training.scenes import generate, seeded
-from fasttracks.training.variety import Variety
 
 Batch = tuple[Tensor, Truth | None]  # the network's input (B, T, N, 3), and the truth if known
 Source = Callable[[tuple[int, int, int], int], Batch]  # clips of a shape (B, T, N) for a step

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fasttracks.training.sampling import Draw, Range
-from fasttracks.training.variety import Variety
+from fasttracks.scenes.sampling import Draw, Range
+from fasttracks.scenes.variety import Variety
 
 PIXEL = 1 / 500  # `Variety` counts in pixels of a camera with this focal length
 

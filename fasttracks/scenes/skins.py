@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from fasttracks.training.sampling import frame_along
+from fasttracks.scenes.sampling import frame_along
 
 UNIT = 100  # radii of reliefs are kept as bytes, in hundredths of the rounded cone's
 

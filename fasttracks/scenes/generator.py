@@ -16,13 +16,13 @@ from torch import Tensor
 
 from fasttracks.geometry import MIN_DEPTH
 from fasttracks.metrics import Truth
-from fasttracks.training.casting import in_sight
-from fasttracks.training.degrade import degrade
-from fasttracks.training.library import Library
-from fasttracks.training.queries import attach, place_queries
-from fasttracks.training.sampling import Draw, rotate_back
-from fasttracks.training.stage import Scene, choose_lens, compose
-from fasttracks.training.variety import Variety
+from fasttracks.scenes.library import Library
+from fasttracks.scenes.queries import attach, place_queries
+from fasttracks.scenes.rays import in_sight
+from fasttracks.scenes.sampling import Draw, rotate_back
+from fasttracks.scenes.scene import Scene, choose_lens, compose
+from fasttracks.scenes.tracker_errors import degrade
+from fasttracks.scenes.variety import Variety
 
 
 @dataclass

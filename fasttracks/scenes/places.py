@@ -6,9 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fasttracks.training.casting import Planes
-from fasttracks.training.sampling import Draw, constant, frame_along, rotate, rotate_back, upright
-from fasttracks.training.variety import PLACES, Variety
+from fasttracks.scenes.rays import Planes
+from fasttracks.scenes.sampling import Draw, constant, frame_along, rotate, rotate_back, upright
+from fasttracks.scenes.variety import PLACES, Variety
 
 BOXES, CONES = 18, 14  # fixed things a clip; 8 of the boxes are a street's houses
 HOUSES = 8

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from fasttracks.training.sampling import Range
+from fasttracks.scenes.sampling import Range
 
 # The orders that weights below refer to.
 PLACES = ("open", "street", "room", "backdrop")

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
-from fasttracks.training import skins
-from fasttracks.training.sampling import frame_along, multiply, orthonormal, rotate_back
-from fasttracks.training.skeletons import BONES, Skeletons, build
+from fasttracks.scenes import skins
+from fasttracks.scenes.sampling import frame_along, multiply, orthonormal, rotate_back
+from fasttracks.scenes.skeletons import BONES, Skeletons, build
 
 SPLITS = ("train", "validation")
 _SKELETONS = 200  # 20 of each kind

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn.functional import normalize, softplus
 
 from fasttracks.geometry import exponential
-from fasttracks.training.library import Library, Paths
-from fasttracks.training.sampling import (
+from fasttracks.scenes.library import Library, Paths
+from fasttracks.scenes.sampling import (
     Draw,
     at_times,
     constant,
@@ -17,7 +17,7 @@ from fasttracks.training.sampling import (
     rotate,
     rotate_back,
 )
-from fasttracks.training.variety import CAMERAS, Variety
+from fasttracks.scenes.variety import CAMERAS, Variety
 
 # What a hand adds, measured on TUM's fr1_xyz held to a scene about 1 m away: RMS per half octave
 # at 1 Hz and its fall with frequency.

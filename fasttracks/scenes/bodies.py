@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from fasttracks.geometry import exponential
-from fasttracks.training.library import Library, People
-from fasttracks.training.sampling import (
+from fasttracks.scenes.library import Library, People
+from fasttracks.scenes.sampling import (
     Draw,
     at_times,
     constant,
@@ -19,8 +19,8 @@ from fasttracks.training.sampling import (
     rotate,
     upright,
 )
-from fasttracks.training.skeletons import BONES, Skeletons
-from fasttracks.training.variety import ACTIONS, Variety
+from fasttracks.scenes.skeletons import BONES, Skeletons
+from fasttracks.scenes.variety import ACTIONS, Variety
 
 BODIES = 3  # slots a clip; the first is the subject
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fasttracks.training.sampling import rotate_back
+from fasttracks.scenes.sampling import rotate_back
 
 # A surface this near the point, as a share of its distance, does not hide it.
 TOLERANCE = 1e-3

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fasttracks.training import skins
+from fasttracks.scenes import skins
 
 BONES = 32
 TRUNK, LEG, HEAD, TAIL = range(4)  # parts whose size varies together

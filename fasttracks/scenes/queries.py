@@ -7,12 +7,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from fasttracks.geometry import MIN_DEPTH
-from fasttracks.training import places, skins
-from fasttracks.training.casting import first_hit
-from fasttracks.training.sampling import Draw, constant, pick_frames, rotate, rotate_back
-from fasttracks.training.skeletons import BONES
-from fasttracks.training.stage import BODY_BONES, Lens, Scene
-from fasttracks.training.variety import Variety
+from fasttracks.scenes import places, skins
+from fasttracks.scenes.rays import first_hit
+from fasttracks.scenes.sampling import Draw, constant, pick_frames, rotate, rotate_back
+from fasttracks.scenes.scene import BODY_BONES, Lens, Scene
+from fasttracks.scenes.skeletons import BONES
+from fasttracks.scenes.variety import Variety
 
 _EVERY = 20  # frames between the grids of queries, as `trackers.grid_queries` starts them
 _GRIDS = 5

@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from fasttracks.training import places
-from fasttracks.training.bodies import BODIES, Bodies, animate, ride
-from fasttracks.training.cameras import film
-from fasttracks.training.casting import Planes, Solids
-from fasttracks.training.library import Library
-from fasttracks.training.places import Things
-from fasttracks.training.sampling import Draw, constant
-from fasttracks.training.skeletons import BONES
-from fasttracks.training.variety import Variety
+from fasttracks.scenes import places
+from fasttracks.scenes.bodies import BODIES, Bodies, animate, ride
+from fasttracks.scenes.camera_paths import film
+from fasttracks.scenes.library import Library
+from fasttracks.scenes.places import Things
+from fasttracks.scenes.rays import Planes, Solids
+from fasttracks.scenes.sampling import Draw, constant
+from fasttracks.scenes.skeletons import BONES
+from fasttracks.scenes.variety import Variety
 
 BODY_BONES = BODIES * BONES  # the first of a scene's solids
 MOVERS = 2  # things a clip that drive or roll: each a ball or a car of two boxes

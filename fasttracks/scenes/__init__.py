@@ -1,0 +1,1 @@
+"""Generated scenes: casual clips with full truth, for training and for judging."""

@@ -1,0 +1,43 @@
+"""Held-out scenes: the kinds that training validates on and benchmarks measure."""
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from fasttracks.metrics import Truth
+from fasttracks.scenes.generator import generate, seeded
+from fasttracks.scenes.library import Library
+from fasttracks.scenes.variety import CASUAL, Variety
+
+# All there is; casual clips; and the hardest check of whether training carries over: one subject,
+# a known lens, recorded camera paths.
+VALIDATION = {
+    "all": Variety(),
+    "casual": CASUAL,
+    "handheld": replace(
+        CASUAL, unknown_focal=0, cameras=(0, 0, 0, 0, 0, 0, 1.0), company=(0, 1, 0, 0)
+    ),
+}
+VALIDATION_FRAMES, VALIDATION_TRACKS = 50, 256
+_AT_ONCE = 16  # clips of a validation batch
+
+
+def validation(
+    library: Library, clips: int, seed: int = 1
+) -> dict[str, list[tuple[Tensor, Truth | None]]]:
+    """Batches of tracks and truth, so many clips of each kind, the same every time."""
+    sizes = [min(_AT_ONCE, clips - begin) for begin in range(0, clips, _AT_ONCE)]
+    found: dict[str, list[tuple[Tensor, Truth | None]]] = {}
+    for name, variety in VALIDATION.items():
+        found[name] = []
+        for i, size in enumerate(sizes):
+            made = generate(
+                size,
+                VALIDATION_FRAMES,
+                VALIDATION_TRACKS,
+                library=library,
+                generator=seeded((seed << 32) + i, library.split, library.device),
+                variety=variety,
+            )
+            found[name].append((made.tracks, made.truth))
+    return found
