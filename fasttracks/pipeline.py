@@ -13,6 +13,7 @@ from torch import Tensor
 from fasttracks.engine import Engine
 from fasttracks.errors import InputError
 from fasttracks.geometry import Prediction
+from fasttracks.inputs import hold
 from fasttracks.network import TracksTo4D
 from fasttracks.reconstruction import Reconstruction
 from fasttracks.tracks import Tracks, as_numbers
@@ -74,7 +75,7 @@ def reconstruct(
         run = _load_once(run, device, precision)
     network = run.model if isinstance(run, Engine) else run
     heads = network.points.weight
-    cameras = [clip.camera() for clip in clips]
+    cameras = [clip.camera(network.config.assumed_focal) for clip in clips]
     inputs = torch.stack([normalise(clip, k) for clip, k in zip(clips, cameras, strict=True)])
     inputs = inputs.to(heads.device, heads.dtype)
     known_focal = torch.tensor(
@@ -187,10 +188,13 @@ def _load_once(
 
 
 def normalise(clip: Tracks, camera: np.ndarray) -> Tensor:
-    """The network's input (T, N, 3): pixels through K⁻¹, and whether they were seen."""
+    """The network's input (T, N, 3): pixels through K⁻¹, and whether they were seen.
+
+    Positions that weren't are held, whatever the tracker guessed.
+    """
     assert clip.visibility is not None
     positions = through_inverse(clip.tracks, camera)
-    return torch.from_numpy(np.concatenate([positions, clip.visibility[..., None]], -1))
+    return hold(torch.from_numpy(np.concatenate([positions, clip.visibility[..., None]], -1)))
 
 
 def through_inverse(pixels: np.ndarray, camera: np.ndarray) -> np.ndarray:

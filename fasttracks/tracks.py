@@ -71,11 +71,12 @@ class Tracks:
         assert self.visibility is not None
         return float(self.visibility.mean())
 
-    def camera(self) -> np.ndarray:
+    def camera(self, assumed_focal: float = 1.0) -> np.ndarray:
         """Intrinsics (T, 3, 3): the known ones, else a guess from the image's size.
 
-        The guess is a focal length of the longer side, 53° across it, and the principal
-        point in the middle. An unknown size is taken from the tracks' extent, with a warning.
+        The guess is a focal length of `assumed_focal` longer sides, which are 53° across at 1,
+        and the principal point in the middle. An unknown size is taken from the tracks' extent,
+        with a warning.
         """
         if self.intrinsics is not None:
             return self.intrinsics
@@ -88,7 +89,7 @@ class Tracks:
                 "pixels from the extent of the tracks",
                 stacklevel=3,
             )
-        focal = float(max(height, width))
+        focal = assumed_focal * max(height, width)
         guess = np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]])
         return np.broadcast_to(guess, (len(self.tracks), 3, 3))
 
