@@ -21,6 +21,8 @@ class Config:
     bases: int = 12  # K; the first is the static scene
     camera_kernel: int = 31  # frames the camera head sees
     predicts_focal: bool = False  # a focal length correction per frame
+    # In longer sides of the image, the focal length that is assumed where it is unknown.
+    assumed_focal: float = 1.0
 
     @property
     def features(self) -> int:
@@ -54,6 +56,8 @@ class Config:
             )
         if any(not 1 <= v <= _LARGEST for v in values.values() if type(v) is int):
             raise InputError(f"config: expected sizes from 1 to {_LARGEST}, found {text}")
+        if not 0.01 <= values.get("assumed_focal", 1.0) <= 100:
+            raise InputError(f"config: expected an assumed_focal from 0.01 to 100, found {text}")
         if values.get("rounds", 1) > _MOST_ROUNDS:
             raise InputError(f"config: expected at most {_MOST_ROUNDS} rounds, found {text}")
         return cls(**values)

@@ -4,12 +4,15 @@ import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fasttracks.errors import InputError
 from fasttracks.files import read_npz, write_npz
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _FARTHEST = 1e7  # pixels from the image's corner that a position may be
 
@@ -71,11 +74,12 @@ class Tracks:
         assert self.visibility is not None
         return float(self.visibility.mean())
 
-    def camera(self) -> np.ndarray:
+    def camera(self, assumed_focal: float = 1.0) -> np.ndarray:
         """Intrinsics (T, 3, 3): the known ones, else a guess from the image's size.
 
-        The guess is a focal length of the longer side, 53° across it, and the principal
-        point in the middle. An unknown size is taken from the tracks' extent, with a warning.
+        The guess is a focal length of `assumed_focal` longer sides, which are 53° across at 1,
+        and the principal point in the middle. An unknown size is taken from the tracks' extent,
+        with a warning.
         """
         if self.intrinsics is not None:
             return self.intrinsics
@@ -88,18 +92,23 @@ class Tracks:
                 "pixels from the extent of the tracks",
                 stacklevel=3,
             )
-        focal = float(max(height, width))
+        focal = assumed_focal * max(height, width)
         guess = np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]])
         return np.broadcast_to(guess, (len(self.tracks), 3, 3))
 
-    def inputs(self, camera: np.ndarray | None = None) -> np.ndarray:
-        """The network's input (T, N, 3) float64: normalised image coordinates and visibility.
+    def inputs(self, camera: np.ndarray | None = None) -> "Tensor":
+        """The network's input (T, N, 3), float64: normalised image coordinates and visibility.
 
         Coordinates are pixels through the inverse of intrinsics `camera` (T, 3, 3), by default
-        those of `camera()`; visibility is 1 or 0.
+        those of `camera()`; where a point was not seen they are held, whatever the tracker guessed.
+        Visibility is 1 or 0.
         """
+        import torch
+
+        from fasttracks.inputs import hold
+
         positions = normalise(self.tracks, self.camera() if camera is None else camera)
-        return np.dstack([positions, np.asarray(self.visibility)])
+        return hold(torch.from_numpy(np.dstack([positions, np.asarray(self.visibility)])))
 
     def _extent(self) -> tuple[int, int]:
         seen = self.tracks[self.visibility]

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 # each other as long as no circle comes of it.
 FLOORS = [
     {"errors", "geometry", "graphs"},
-    {"config", "files"},
+    {"config", "files", "inputs"},
     {"ops", "tracks", "kernels"},
     {"backends", "reference"},
     {"operators"},
@@ -34,7 +34,9 @@ def modules() -> dict[str, Path]:
     found = {}
     for path in [*ROOT.glob("fasttracks/**/*.py"), *ROOT.glob("kernels/*.py")]:
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        found[name.replace("kernels", "fasttracks.kernels", 1) if "kernels" in name else name] = path
+        found[name.replace("kernels", "fasttracks.kernels", 1) if "kernels" in name else name] = (
+            path
+        )
     found.pop("fasttracks")
     return found
 
