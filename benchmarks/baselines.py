@@ -13,10 +13,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import fasttracks
 from fasttracks import ops, reference
+from fasttracks.config import Config
 from fasttracks.geometry import Prediction
 from fasttracks.network import TracksTo4D
 from fasttracks.performance.timing import graph_seconds
-from fasttracks.weights import released_layout
+from fasttracks.released import regrouped, released_name, released_shape
 
 SDPA = (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION)
 COMPILE_MODE = "max-autotune-no-cudagraphs"  # of the blocks; the rest has no large products
@@ -136,3 +137,22 @@ def released(inputs: Tensor) -> tuple[Callable[[Tensor], Prediction], dict[str, 
         )
 
     return call, {}
+
+
+def released_layout(network: TracksTo4D) -> dict[str, Tensor]:
+    """A network's weights as the released code loads them; `convert` is the way back.
+
+    What that code computes and never reads is 0.
+    """
+    return {
+        released_name(name): _to_released(name, tensor, network.config)
+        for name, tensor in network.state_dict().items()
+    }
+
+
+def _to_released(name: str, tensor: Tensor, config: Config) -> Tensor:
+    if name.startswith("camera."):
+        whole = tensor.new_zeros(released_shape(name, tuple(tensor.shape)))
+        whole[:4], whole[5 : config.bases + 10] = tensor[:4], tensor[4:]
+        return whole
+    return regrouped(tensor, config.bases) if name.startswith("points.") else tensor

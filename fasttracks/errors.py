@@ -1,5 +1,7 @@
 """The one error a caller can mend."""
 
+_LONGEST = 1000  # characters of a message
+
 
 class InputError(ValueError):
     """What was given can't be used.
@@ -13,5 +15,10 @@ class InputError(ValueError):
 
 
 def printable(text: str) -> str:
-    """One line without control characters, whatever a file's names and values hold."""
+    """One line without control characters, of no more than a screen's length.
+
+    Whatever a file's names and values hold: of a longer text the middle is left out.
+    """
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
     return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))

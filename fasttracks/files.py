@@ -1,9 +1,14 @@
-"""Files written whole or not at all, and .npz files of plain arrays."""
+"""Files and folders written whole or not at all, and .npz files of plain arrays."""
 
+import fcntl
+import math
 import os
-import uuid
+import re
+import shutil
+import tempfile
+import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +16,123 @@ import numpy as np
 
 from fasttracks.errors import InputError
 
+_SCRATCH = ".fasttracks-"  # how the names of folders begin in which files are written at first
+_LARGEST = 2**29  # bytes of arrays that are read from one .npz
+
+
+def as_path(value: Any, what: str) -> Path:
+    """A path from text, bytes or a path; InputError if it is none, or no file can be called so."""
+    try:
+        path = Path(os.fsdecode(value))
+        os.fsencode(path)
+    except TypeError:
+        raise InputError(f"{what}: expected a path, found {type(value).__name__}") from None
+    except UnicodeError:
+        raise InputError(f"{what}: {value!r} can't be the name of a file here") from None
+    if "\0" in str(path):
+        raise InputError(f"{what}: {value!r} can't be the name of a file")
+    return path
+
+
+def output_target(path: str | os.PathLike[str]) -> Path:
+    """What writing to `path` makes or replaces, links followed; InputError if nothing can."""
+    target = Path(os.path.realpath(as_path(path, "output")))
+    if target.is_symlink():  # which are all followed, unless they lead back to themselves
+        raise InputError(f"output: {path} is a link that leads back to itself")
+    return target
+
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, renamed to it when the block succeeds.
+    """Yield a path in a new folder beside `path`; a file made there takes its place at the end.
 
-    The temporary name keeps the suffix, for writers that choose a format by it. On an
-    error the temporary file is removed and `path` is as it was. A symbolic link is followed.
+    It is called like `path`, for writers that choose a format by the name, and gets the mode of a
+    file that is replaced. On an error nothing is left, and `path` is as it was. A symbolic link is
+    followed.
     """
-    path = Path(os.path.realpath(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex[:12]}{path.suffix}")
+    target = output_target(path)
+    if target.is_dir():
+        raise InputError(f"output: {path} is a directory; expected a file's name")
+    with _scratch(target.parent) as scratch:
+        yield scratch / target.name
+        _replace(scratch / target.name, target)
+
+
+@contextmanager
+def filling(folder: str | os.PathLike[str], own: str) -> Iterator[Path]:
+    """Yield a new folder; the files made there are those of `folder` at the end.
+
+    A folder that is new appears whole. In one that exists, the files are replaced one by one when
+    all are written; of the others, those are removed whose names match the regular expression
+    `own`, as they are of an earlier export.
+    """
+    target = output_target(folder)
+    if target.exists() and not target.is_dir():
+        raise InputError(f"output: {folder} is a file; expected a folder's name")
+    with _scratch(target if target.is_dir() else target.parent) as scratch:
+        new = scratch / "files"
+        new.mkdir()
+        yield new
+        names = sorted(os.listdir(new))
+        if not target.exists():
+            for name in names:
+                _sync(new / name)
+            return os.rename(new, target)
+        for name in names:
+            _replace(new / name, target / name)
+        for name in os.listdir(target):
+            if re.fullmatch(own, name) and name not in names:
+                os.unlink(target / name)
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """A new folder in `folder`, removed at the end, as are those that a killed process left."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        yield temporary
-        os.replace(temporary, path)
+        folder.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as held:
+            with _locked(folder, wait=True):  # or another process might sweep what isn't held yet
+                for left in folder.glob(f"{_SCRATCH}*"):
+                    with suppress(OSError), _locked(left):
+                        shutil.rmtree(left)
+                scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=folder))
+                held.callback(shutil.rmtree, scratch, ignore_errors=True)
+                held.enter_context(_locked(scratch, wait=True))
+            yield scratch
+    except BaseException:
+        with suppress(OSError):
+            for path in missing:
+                path.rmdir()
+        raise
+
+
+@contextmanager
+def _locked(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Hold a folder, as long as its process lives; OSError if another does and we don't `wait`."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError:  # there are file systems without locks
+            if not wait:
+                raise
+        yield
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _replace(file: Path, target: Path) -> None:
+    """Rename a file once it is on disk."""
+    _sync(file)
+    with suppress(FileNotFoundError):
+        os.chmod(file, target.stat().st_mode & 0o7777)
+    os.replace(file, target)
+
+
+def _sync(file: Path) -> None:
+    with open(file, "rb") as handle:
+        os.fsync(handle.fileno())
 
 
 def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
@@ -36,19 +142,70 @@ def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
         np.savez_compressed(file, **known)
 
 
-def read_npz(path: str | os.PathLike[str], what: str) -> dict[str, np.ndarray]:
-    """All arrays of an .npz; InputError in the words of `what` if it is anything else."""
-    path = Path(path)
-    if path.is_dir():
-        raise InputError(f"{what}: {path} is a directory; expected an .npz file")
-    if not path.is_file():
-        raise InputError(f"{what}: no file {path}")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file}
-    except PermissionError:
-        raise InputError(f"{what}: {path} may not be read") from None
-    except Exception:  # a damaged file makes numpy, zipfile and zlib raise whatever there is
-        raise InputError(
-            f"{what}: {path} is not a whole .npz file of plain arrays ({path.stat().st_size} bytes)"
-        ) from None
+class Npz(Mapping[str, np.ndarray]):
+    """The arrays of an .npz file, each read when it is asked for.
+
+    What nobody needs is never inflated, and nothing is before its size is known to be sensible.
+
+    Raises:
+        InputError: in the words of `what`, where the file is anything else or holds too much.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], what: str) -> None:
+        self.path, self.what = as_path(path, what), what
+        if self.path.is_dir():
+            raise InputError(f"{what}: {self.path} is a directory; expected an .npz file")
+        if not self.path.is_file():
+            raise InputError(f"{what}: no file {self.path}")
+        with self._opened() as file:
+            self._members = {m.filename.removesuffix(".npy"): m for m in file.infolist()}
+        self._left = _LARGEST
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of an array, which isn't read."""
+        return self._header(name)[0]
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        shape, dtype = self._header(name)
+        size, member = math.prod(shape) * dtype.itemsize, self._members[name]
+        self._left -= max(size, member.file_size)
+        if self._left < 0:
+            raise InputError(
+                f"{self.what}: {self.path} has {name} of {dtype} {shape}; expected arrays of at "
+                f"most {_LARGEST / 1e9:.1f} GB in all"
+            )
+        with self._opened() as file, file.open(member) as stream:
+            if size > member.file_size:
+                raise ValueError("cut off")
+            return np.lib.format.read_array(stream, allow_pickle=False)
+
+    def _header(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
+        member = self._members[name]
+        with self._opened() as file, file.open(member) as stream:
+            read = {(1, 0): np.lib.format.read_array_header_1_0}.get(
+                np.lib.format.read_magic(stream), np.lib.format.read_array_header_2_0
+            )
+            shape, _, dtype = read(stream)
+            return shape, dtype
+
+    @contextmanager
+    def _opened(self) -> Iterator[zipfile.ZipFile]:
+        try:
+            with zipfile.ZipFile(self.path) as file:
+                yield file
+        except PermissionError:
+            raise InputError(f"{self.what}: {self.path} may not be read") from None
+        except Exception:  # a damaged file makes numpy, zipfile and zlib raise whatever there is
+            raise InputError(
+                f"{self.what}: {self.path} is not a whole .npz file of plain arrays "
+                f"({self.path.stat().st_size} bytes)"
+            ) from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._members
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._members)
+
+    def __len__(self) -> int:
+        return len(self._members)

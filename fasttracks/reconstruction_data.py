@@ -6,25 +6,26 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
-from fasttracks.errors import InputError
-from fasttracks.files import read_npz, write_npz
+from fasttracks.checks import check_arrays
+from fasttracks.errors import InputError, printable
+from fasttracks.files import Npz, write_npz
 from fasttracks.tracks import check_colors, check_image_size, check_times
 
 if TYPE_CHECKING:
     from torch import Tensor
     from typing_extensions import Self
 
-_SHAPES = {
-    "points": "TN3",
-    "points_camera": "TN3",
-    "camera_to_world": "T44",
-    "intrinsics": "T33",
-    "reprojection": "TN2",
-    "basis": "KN3",
-    "coefficients": "TK",
-    "motion": "N",
-    "tracks": "TN2",
-    "visibility": "TN",
+_RULES = {
+    "points": "TN3 finite",
+    "points_camera": "TN3 finite",
+    "camera_to_world": "T44 poses",
+    "intrinsics": "T33 cameras",
+    "reprojection": "TN2 finite",
+    "basis": "KN3 finite",
+    "coefficients": "TK finite",
+    "motion": "N positive",
+    "tracks": "TN2 finite",
+    "visibility": "TN flags",
 }
 
 ArrayT = TypeVar("ArrayT", np.ndarray, "Tensor")  # all arrays of one are of one kind
@@ -122,25 +123,28 @@ class ReconstructionData(Generic[ArrayT]):
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Self":
         """Read what `save` wrote; InputError if the file is anything else."""
-        arrays: dict[str, Any] = read_npz(path, "reconstruction")
-        missing = [f.name for f in fields(cls) if f.default is MISSING and f.name not in arrays]
+        file: Npz = Npz(path, "reconstruction")
+        where = f"reconstruction: {file.path}"
+        missing = [f.name for f in fields(cls) if f.default is MISSING and f.name not in file]
         if missing:
-            raise InputError(f"reconstruction: {path} lacks {', '.join(missing)}")
-        shape = (*arrays["tracks"].shape, 0, 0)
-        sizes = {"T": shape[0], "N": shape[1], "K": (*arrays["basis"].shape, 0)[0]}
-        for name, axes in _SHAPES.items():
-            expected = tuple(sizes[a] if a in sizes else int(a) for a in axes)
-            if arrays[name].shape != expected or arrays[name].dtype.kind not in "bf":
-                raise InputError(
-                    f"reconstruction: {path} has {name} of {arrays[name].dtype} "
-                    f"{arrays[name].shape}, expected {expected}"
-                )
-        arrays["image_size"] = check_image_size(arrays.get("image_size"))
-        arrays["times"] = check_times(arrays.get("times"), sizes["T"])
-        arrays["colors"] = check_colors(arrays.get("colors"), sizes["N"])
-        if "refinement" in arrays:
-            arrays["refinement"] = str(arrays["refinement"])
-        return cls(**{f.name: arrays[f.name] for f in fields(cls) if f.name in arrays})
+            raise InputError(f"{where} lacks {', '.join(missing)}")
+        sizes = dict(
+            zip("TNK", (*file.shape("visibility"), *file.shape("basis")[:1]), strict=False)
+        )
+        if len(sizes) < 3 or sizes["T"] < 2 or min(sizes.values()) < 1:
+            raise InputError(
+                f"{where} has {sizes.get('T', 0)} frames, {sizes.get('N', 0)} tracks and "
+                f"{sizes.get('K', 0)} bases; expected at least 2, 1 and 1"
+            )
+        arrays: dict[str, Any] = check_arrays(file, _RULES, sizes, where)
+        arrays["image_size"] = check_image_size(file.get("image_size"))
+        arrays["times"] = check_times(file.get("times"), sizes["T"])
+        arrays["colors"] = check_colors(file.get("colors"), sizes["N"])
+        if "refinement" in file:
+            arrays["refinement"] = printable(str(file["refinement"]))
+        if not arrays["visibility"].any():
+            raise InputError(f"{where} has no position that is seen; expected at least one")
+        return cls(**arrays)
 
 
 def _numpy(array: Any) -> np.ndarray:

@@ -2,18 +2,20 @@
 
 import os
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fasttracks.checks import as_numbers, intrinsics_fault
 from fasttracks.errors import InputError
-from fasttracks.files import read_npz, write_npz
+from fasttracks.files import Npz, write_npz
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+_LARGEST_SIDE = 2**20  # pixels
+_LATEST = 1e10  # seconds; Unix times are below
 _FARTHEST = 1e7  # pixels from the image's corner that a position may be
 
 
@@ -25,13 +27,19 @@ class Tracks:
         tracks: (T, N, 2) x, y in pixels, (0, 0) at the centre of the top-left pixel. Any
             numbers are taken, float32 kept. NaN counts as unseen and is replaced by the
             track's nearest earlier position, else its first, else the middle of the rest.
-        visibility: (T, N), whether the point was seen: bool, or numbers that are 0 or 1.
-            None: every finite position was.
+        visibility: (T, N), whether the point was seen: bool; or scores, seen where they are
+            above `threshold`. None: every finite position was.
         intrinsics: (3, 3) or (T, 3, 3) in pixels, or None if unknown; (T, 3, 3) float64 kept.
         image_size: (height, width) in pixels, or None if unknown.
         fps: frames per second, or None if unknown.
         times: (T,) float64 seconds in the video, never falling; None: by `fps`, if that is known.
         colors: (N, 3) uint8 RGB of what each track follows, or None if unknown.
+        content: (top, left, bottom, right) of the part of the image that shows anything, in
+            pixels, the last two exclusive, where black bars surround it; None: all of it does.
+
+    Args:
+        threshold: of visibility that is not bool. None: 0.5, and scores must be within 0..1. For
+            logits give 0, which is a probability of 0.5.
 
     Raises:
         InputError: naming the argument, what was found and what was expected.
@@ -44,10 +52,12 @@ class Tracks:
     fps: float | None = None
     times: np.ndarray | None = None
     colors: np.ndarray | None = None
+    content: tuple[int, int, int, int] | None = None
+    threshold: InitVar[float | None] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, threshold: float | None) -> None:
         tracks = _check_positions(self.tracks)
-        visibility = _check_visibility(self.visibility, tracks.shape[:2])
+        visibility = _check_visibility(self.visibility, tracks.shape[:2], threshold)
         tracks, visibility = _complete(tracks, visibility)
         checked: dict[str, Any] = {
             "tracks": tracks,
@@ -58,6 +68,7 @@ class Tracks:
             "times": check_times(self.times, len(tracks)),
             "colors": check_colors(self.colors, tracks.shape[1]),
         }
+        checked["content"] = _check_content(self.content, checked["image_size"])
         if checked["times"] is None and checked["fps"] is not None:
             checked["times"] = np.arange(len(tracks)) / checked["fps"]
         for name, value in checked.items():
@@ -78,12 +89,16 @@ class Tracks:
         """Intrinsics (T, 3, 3): the known ones, else a guess from the image's size.
 
         The guess is a focal length of `assumed_focal` longer sides, which are 53° across at 1,
-        and the principal point in the middle. An unknown size is taken from the tracks' extent,
-        with a warning.
+        and the principal point in the middle, both of the image's `content`. An unknown size is
+        taken from the tracks' extent, with a warning.
         """
         if self.intrinsics is not None:
             return self.intrinsics
-        if self.image_size is not None:
+        top = left = 0
+        if self.content is not None:
+            top, left, bottom, right = self.content
+            height, width = bottom - top, right - left
+        elif self.image_size is not None:
             height, width = self.image_size
         else:
             height, width = self._extent()
@@ -93,7 +108,8 @@ class Tracks:
                 stacklevel=3,
             )
         focal = assumed_focal * max(height, width)
-        guess = np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]])
+        x, y = left + (width - 1) / 2, top + (height - 1) / 2
+        guess = np.array([[focal, 0, x], [0, focal, y], [0, 0, 1]])
         return np.broadcast_to(guess, (len(self.tracks), 3, 3))
 
     def inputs(self, camera: np.ndarray | None = None) -> "Tensor":
@@ -126,16 +142,19 @@ class Tracks:
         write_npz(path, vars(self))
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "Tracks":
+    def load(cls, path: str | os.PathLike[str], *, threshold: float | None = None) -> "Tracks":
         """Read a track file (.npz) in any of three layouts, told apart by their keys.
 
         - `tracks` (T, N, 2), `visibility` (T, N), and if known `intrinsics`, `image_size`,
           `fps`, `times`, `colors`; with `layout` "NT2" the first two are (N, T, 2) and (N, T);
         - TracksTo4D's `pred_tracks` (1, T, N, 2), `pred_visibility` (1, T, N), `Ks_all`;
-        - TAP-Vid's `points` (N, T, 2) in 0..1 across the image, `occluded` (N, T), and
-          `video` or `image_size` for the image's size.
+        - TAP-Vid's `points` (N, T, 2) in 0..1 across the image, or else in pixels, `occluded`
+          (N, T), and `video` (T, H, W, 3) or (T, 3, H, W) or `image_size` for the image's size.
+
+        Visibility may be scores, seen where above `threshold`, as of `Tracks`; so may
+        `occluded`, whose opposite they are: 1 less the score.
         """
-        return from_arrays(read_npz(path, "track file"), path)
+        return from_npz(Npz(path, "track file"), threshold)
 
 
 def normalise(pixels: np.ndarray, camera: np.ndarray) -> np.ndarray:
@@ -144,73 +163,75 @@ def normalise(pixels: np.ndarray, camera: np.ndarray) -> np.ndarray:
     return (homogeneous @ np.linalg.inv(camera).swapaxes(-1, -2))[..., :2]
 
 
-def from_arrays(arrays: Mapping[str, np.ndarray], path: str | os.PathLike[str]) -> Tracks:
-    """Tracks from the arrays of a file, in any layout that `Tracks.load` knows."""
+def from_npz(file: Npz, threshold: float | None = None) -> Tracks:
+    """Tracks from a file, in any layout that `Tracks.load` knows."""
     try:
-        return _read_layout(arrays, path)
+        return _read_layout(file, threshold)
     except InputError:
         raise
     except (ValueError, TypeError, IndexError):  # AxisError is an IndexError
-        shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
-        raise InputError(f"track file: {path} has arrays of unexpected shapes: {shapes}") from None
+        shapes = ", ".join(f"{name} {file.shape(name)}" for name in file)
+        raise InputError(
+            f"track file: {file.path} has arrays of unexpected shapes: {shapes}"
+        ) from None
 
 
-def _read_layout(arrays: Mapping[str, np.ndarray], path: str | os.PathLike[str]) -> Tracks:
+def _read_layout(file: Npz, threshold: float | None) -> Tracks:
     known: dict[str, Any] = {
-        name: arrays[name]
-        for name in ("intrinsics", "image_size", "fps", "times", "colors")
-        if name in arrays
+        name: file[name]
+        for name in ("intrinsics", "image_size", "fps", "times", "colors", "content")
+        if name in file
     }
-    if "tracks" in arrays:
-        tracks, visibility = arrays["tracks"], arrays.get("visibility")
-        layout = arrays.get("layout", np.array("TN2")).item()
+    known["threshold"] = threshold
+    if "tracks" in file:
+        tracks, visibility = file["tracks"], file.get("visibility")
+        layout = file.get("layout", np.array("TN2")).item()
         if layout not in ("TN2", "NT2"):
-            raise InputError(f"layout: expected 'TN2' or 'NT2', found {layout!r} in {path}")
+            raise InputError(f"layout: expected 'TN2' or 'NT2', found {layout!r} in {file.path}")
         if layout == "NT2":
             tracks = np.swapaxes(tracks, 0, 1)
             visibility = None if visibility is None else visibility.T
         return Tracks(tracks, visibility, **known)
-    if "pred_tracks" in arrays:
-        if "Ks_all" in arrays:
-            known["intrinsics"] = _drop_batch(arrays["Ks_all"], 3)
-        visibility = arrays.get("pred_visibility")
+    if "pred_tracks" in file:
+        if "Ks_all" in file:
+            known["intrinsics"] = _drop_batch(file["Ks_all"], 3)
+        visibility = file.get("pred_visibility")
         return Tracks(
-            _drop_batch(arrays["pred_tracks"], 3),
+            _drop_batch(file["pred_tracks"], 3),
             None if visibility is None else _drop_batch(visibility, 2),
             **known,
         )
-    if "points" in arrays and "occluded" in arrays:
-        if "video" in arrays:
-            known.setdefault("image_size", arrays["video"].shape[1:3])
+    if "points" in file and "occluded" in file:
+        if "video" in file:
+            shape = file.shape("video")
+            known.setdefault("image_size", shape[2:] if shape[1] == 3 else shape[1:3])
         if "image_size" not in known:
-            raise InputError(f"track file: {path} has TAP-Vid's points but no video or image_size")
-        size = np.asarray(known["image_size"])[::-1]
-        tracks = np.swapaxes(arrays["points"], 0, 1) * size - 0.5
-        return Tracks(tracks, 1 - arrays["occluded"].T.astype(int), **known)
+            raise InputError(
+                f"track file: {file.path} has TAP-Vid's points but no video or image_size"
+            )
+        return _from_tapvid(file["points"], file["occluded"], known)
     raise InputError(
-        f"track file: {path} has {', '.join(arrays) or 'nothing'}; expected tracks and visibility, "
-        "or pred_tracks and pred_visibility, or points and occluded"
+        f"track file: {file.path} has {', '.join(file) or 'nothing'}; expected tracks and "
+        "visibility, or pred_tracks and pred_visibility, or points and occluded"
     )
+
+
+def _from_tapvid(points: np.ndarray, occluded: np.ndarray, known: dict[str, Any]) -> Tracks:
+    seen = 1 - as_numbers(occluded, "occluded").T.astype(np.float32)
+    tracks = np.swapaxes(as_numbers(points, "points"), 0, 1)
+    size = np.array(check_image_size(known["image_size"]))[::-1]
+    # Well outside the image as shares of it, most of them: they can only be pixels.
+    if (np.abs(tracks) > 2).mean() > 0.5:
+        warnings.warn(
+            "points: most are beyond 2; taking them for pixels, as TAP-Vid's are within 0..1",
+            stacklevel=5,
+        )
+        size = np.ones(2)
+    return Tracks(tracks * size - 0.5, seen, **known)
 
 
 def _drop_batch(array: np.ndarray, ndim: int) -> np.ndarray:
     return array[0] if array.ndim == ndim + 1 and len(array) == 1 else array
-
-
-def as_numbers(value: Any, name: str) -> np.ndarray:
-    """A numpy array from numpy, torch or lists; InputError, naming the argument, otherwise."""
-    if hasattr(value, "detach"):  # a torch tensor; torch need not be here for those without
-        value = value.detach().cpu()
-        value = (value.double() if value.is_floating_point() else value).numpy()
-    if isinstance(value, np.ma.MaskedArray):
-        value = np.ma.filled(value.astype(np.float64), np.nan)
-    try:
-        array = np.asarray(value)
-    except ValueError:
-        raise InputError(f"{name}: expected one array of numbers, found ragged lists") from None
-    if array.dtype.kind not in "biuf":
-        raise InputError(f"{name}: expected numbers, found {array.dtype}")
-    return array
 
 
 def _check_positions(value: Any) -> np.ndarray:
@@ -219,16 +240,20 @@ def _check_positions(value: Any) -> np.ndarray:
         raise InputError(f"tracks: expected shape (T, N, 2), found {tracks.shape}")
     if len(tracks) < 2:
         raise InputError(f"tracks: expected at least 2 frames, found {len(tracks)}")
+    if tracks.dtype.kind != "f":
+        tracks = tracks.astype(np.float64)  # in which the smallest integer has an absolute value
     far = int((np.abs(tracks) > _FARTHEST).any(-1).sum())
     if far:
         raise InputError(
             f"tracks: {far} positions are infinite or beyond {_FARTHEST:g}; expected pixels, or "
             "NaN where unseen"
         )
-    return tracks.astype(np.float32)
+    return np.array(tracks, np.float32, order="C")
 
 
-def _check_visibility(value: Any, expected: tuple[int, ...]) -> np.ndarray | None:
+def _check_visibility(
+    value: Any, expected: tuple[int, ...], threshold: float | None
+) -> np.ndarray | None:
     if value is None:
         return None
     visibility = as_numbers(value, "visibility")
@@ -236,9 +261,18 @@ def _check_visibility(value: Any, expected: tuple[int, ...]) -> np.ndarray | Non
         raise InputError(
             f"visibility: expected shape {expected} as tracks have, found {visibility.shape}"
         )
-    if not np.isin(visibility, (0, 1)).all():
-        raise InputError("visibility: expected booleans or 0 and 1, found other numbers")
-    return visibility.astype(bool)
+    if visibility.dtype == bool:
+        return visibility.copy()
+    if threshold is None:
+        if not ((visibility >= 0) & (visibility <= 1)).all():
+            raise InputError(
+                "visibility: expected booleans or scores of 0 to 1, found other numbers; for "
+                "logits give threshold=0"
+            )
+        return visibility > 0.5
+    if not np.isfinite(visibility).all() or not np.isfinite(as_numbers(threshold, "threshold")):
+        raise InputError("visibility: expected finite scores and threshold, found NaN or infinity")
+    return visibility > threshold
 
 
 def _complete(tracks: np.ndarray, visibility: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
@@ -265,15 +299,8 @@ def _check_intrinsics(value: Any, frames: int) -> np.ndarray | None:
         raise InputError(
             f"intrinsics: expected shape (3, 3) or ({frames}, 3, 3), found {intrinsics.shape}"
         )
-    if not np.isfinite(intrinsics).all():
-        raise InputError("intrinsics: expected finite numbers, found NaN or infinity")
-    if (intrinsics[..., 2, :] != (0, 0, 1)).any() or (intrinsics[..., 1, 0] != 0).any():
-        raise InputError("intrinsics: expected rows (fx, skew, cx), (0, fy, cy), (0, 0, 1)")
-    focal = intrinsics[..., (0, 1), (0, 1)]
-    if (focal <= 0).any():
-        raise InputError("intrinsics: expected focal lengths above 0, or the matrix is singular")
-    if (focal < 1e-6).any() or (np.abs(intrinsics) > 1e9).any():
-        raise InputError("intrinsics: expected pixels, found numbers below 1e-6 or beyond 1e9")
+    if fault := intrinsics_fault(intrinsics):
+        raise InputError(f"intrinsics: {fault}")
     return np.broadcast_to(intrinsics, (frames, 3, 3))
 
 
@@ -282,17 +309,40 @@ def check_image_size(value: Any) -> tuple[int, int] | None:
     if value is None:
         return None
     size = as_numbers(value, "image_size")
-    if size.shape != (2,) or (size < 1).any() or (size != size.astype(int)).any():
+    if (
+        size.shape != (2,)
+        or not ((size >= 1) & (size <= _LARGEST_SIDE) & (np.floor(size) == size)).all()
+    ):
         raise InputError(f"image_size: expected (height, width) in whole pixels, found {value}")
     return int(size[0]), int(size[1])
+
+
+def _check_content(
+    value: Any, image_size: tuple[int, int] | None
+) -> tuple[int, int, int, int] | None:
+    if value is None:
+        return None
+    box = as_numbers(value, "content")
+    limit = (*(image_size or (_LARGEST_SIDE, _LARGEST_SIDE)),)
+    if box.shape != (4,) or not (
+        (np.floor(box) == box).all()
+        and (box[:2] >= 0).all()
+        and (box[:2] < box[2:]).all()
+        and (box[2:] <= limit).all()
+    ):
+        raise InputError(
+            f"content: expected (top, left, bottom, right) within the image, found {value}"
+        )
+    top, left, bottom, right = map(int, box)
+    return top, left, bottom, right
 
 
 def _check_fps(value: Any) -> float | None:
     if value is None:
         return None
     fps = as_numbers(value, "fps").astype(np.float64)
-    if fps.shape != () or not 0 < fps < np.inf:
-        raise InputError(f"fps: expected a number above 0, found {value!r}")
+    if fps.shape != () or not 1e-6 <= fps <= 1e6:
+        raise InputError(f"fps: expected a number above 0, up to 1e6, found {value!r}")
     return float(fps)
 
 
@@ -301,7 +351,11 @@ def check_times(value: Any, frames: int) -> np.ndarray | None:
     if value is None:
         return None
     times = as_numbers(value, "times").astype(np.float64)
-    if times.shape != (frames,) or not np.isfinite(times).all() or (np.diff(times) < 0).any():
+    if (
+        times.shape != (frames,)
+        or not (np.abs(times) <= _LATEST).all()
+        or (np.diff(times) < 0).any()
+    ):
         raise InputError(
             f"times: expected {frames} seconds that never fall, found shape {times.shape}"
         )
@@ -317,4 +371,4 @@ def check_colors(value: Any, points: int) -> np.ndarray | None:
         raise InputError(
             f"colors: expected uint8 ({points}, 3), found {colors.dtype} {colors.shape}"
         )
-    return colors
+    return colors.copy()

@@ -1,6 +1,6 @@
 """Weights files: safetensors with the network's `Config` in the header.
 
-Also the conversion of released TracksTo4D checkpoints, whose keys `_released_name` gives.
+Also the conversion of released TracksTo4D checkpoints, whose layout `released` gives.
 """
 
 import json
@@ -21,6 +21,7 @@ from fasttracks.config import Config
 from fasttracks.errors import InputError
 from fasttracks.files import replacing
 from fasttracks.network import TracksTo4D
+from fasttracks.released import from_released, released_name, released_shape
 
 _DATA = Path(__file__).parent / "data"
 SHIPPED = {"base": _DATA / "base.safetensors"}
@@ -120,22 +121,11 @@ def convert(
     config = Config(predicts_focal=predicts_focal)
     with torch.device("meta"):
         ours = TracksTo4D(config, backend="torch").state_dict()
-    layout = {_released_name(name): name for name in ours}
-    shapes = {old: _released_shape(name, tuple(ours[name].shape)) for old, name in layout.items()}
+    layout = {released_name(name): name for name in ours}
+    shapes = {old: released_shape(name, tuple(ours[name].shape)) for old, name in layout.items()}
     _check_layout(source, tensors, shapes)
-    state = {name: _from_released(name, tensors[old], config) for old, name in layout.items()}
+    state = {name: from_released(name, tensors[old], config) for old, name in layout.items()}
     _write(target, state, config, dtype, metadata or {})
-
-
-def released_layout(network: TracksTo4D) -> dict[str, Tensor]:
-    """A network's weights as the released code loads them; `convert` is the way back.
-
-    What that code computes and never reads is 0.
-    """
-    return {
-        _released_name(name): _to_released(name, tensor, network.config)
-        for name, tensor in network.state_dict().items()
-    }
 
 
 def describe(path: _PathLike) -> dict[str, Any]:
@@ -262,56 +252,3 @@ def _check_layout(
     ]
     if problems:
         raise InputError(f"model: {path} doesn't fit the network: {'; '.join(problems)}")
-
-
-_RELEASED = {  # our module names, in the released network's words
-    "embedding.norm_in": "to_patch_embedding.0",
-    "embedding.linear": "to_patch_embedding.1",
-    "embedding.norm_out": "to_patch_embedding.2",
-    "attention_norm": "layers.0.0.norm",
-    "qkv": "layers.0.0.to_qkv",
-    "out": "layers.0.0.to_out",
-    "mlp_norm": "layers.0.1.net.0",
-    "up": "layers.0.1.net.1",
-    "down": "layers.0.1.net.3",
-    "norm": "norm",
-    "camera": "conv_final",
-    "points": "fc1",
-}
-
-
-def _released_name(name: str) -> str:
-    module, kind = name.rsplit(".", 1)
-    if not module.startswith("blocks."):
-        trunk = "" if module in ("camera", "points") else "transformer_my."
-        return f"{trunk}{_RELEASED[module]}.{kind}"
-    _, index, layer = module.split(".")
-    axis = ("transformer_frames", "transformer_points")[int(index) % 2]
-    return f"transformer_my.{axis}.{int(index) // 2}.{_RELEASED[layer]}.{kind}"
-
-
-def _released_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    # The released camera head also computes the first coefficient, always replaced by 1,
-    # and two channels that nothing reads.
-    return (shape[0] + 3, *shape[1:]) if name.startswith("camera.") else shape
-
-
-def _from_released(name: str, tensor: Tensor, config: Config) -> Tensor:
-    if name.startswith("camera."):
-        return torch.cat([tensor[:4], tensor[5 : config.bases + 10]])
-    # x, y, z of all bases to x, y, z basis by basis
-    return _regrouped(tensor, 3) if name.startswith("points.") else tensor
-
-
-def _to_released(name: str, tensor: Tensor, config: Config) -> Tensor:
-    if name.startswith("camera."):
-        whole = tensor.new_zeros(_released_shape(name, tuple(tensor.shape)))
-        whole[:4], whole[5 : config.bases + 10] = tensor[:4], tensor[4:]
-        return whole
-    return _regrouped(tensor, config.bases) if name.startswith("points.") else tensor
-
-
-def _regrouped(tensor: Tensor, groups: int) -> Tensor:
-    """Rows of so many groups, member by member; the last row, of γ, stays the last."""
-    basis = tensor[:-1].unflatten(0, (groups, -1)).transpose(0, 1).flatten(0, 1)
-    return torch.cat([basis, tensor[-1:]])

@@ -1,6 +1,9 @@
 """Tracks: what is accepted, completed, refused, and read from files."""
 
+import io
+import tracemalloc
 import warnings
+import zipfile
 
 import numpy as np
 import pytest
@@ -72,11 +75,15 @@ def nan_where(*index):
         ({"tracks": [[1, 2], [3]]}, "tracks: expected one array"),
         ({"tracks": positions() + 1j}, "tracks: expected numbers"),
         ({"tracks": np.full((5, 4, 2), np.inf)}, "tracks: 20 positions are infinite"),
+        ({"tracks": np.full((5, 4, 2), np.inf, np.float16)}, "tracks: 20 positions are infinite"),
+        ({"tracks": np.full((5, 4, 2), np.iinfo(int).min)}, "tracks: 20 positions are infinite"),
         ({"tracks": np.full((5, 4, 2), np.nan)}, "visibility: no position is seen"),
         ({"visibility": np.ones((4, 5), bool)}, r"visibility: expected shape \(5, 4\)"),
         ({"visibility": np.ones((5, 4, 1), bool)}, "visibility: expected shape"),
         ({"visibility": np.zeros((5, 4), bool)}, "visibility: no position is seen"),
-        ({"visibility": np.full((5, 4), 0.5)}, "visibility: expected booleans"),
+        ({"visibility": np.full((5, 4), 1.5)}, "visibility: expected booleans .* threshold=0"),
+        ({"visibility": np.full((5, 4), 0.5)}, "visibility: no position is seen"),
+        ({"visibility": np.full((5, 4), 0.5), "threshold": np.nan}, "visibility: expected finite"),
         ({"visibility": np.full((5, 4), np.nan)}, "visibility: expected booleans"),
         ({"intrinsics": np.eye(4)}, "intrinsics: expected shape"),
         ({"intrinsics": np.zeros((4, 3, 3))}, "intrinsics: expected shape"),
@@ -88,9 +95,15 @@ def nan_where(*index):
         ({"image_size": (480, 0)}, "image_size"),
         ({"image_size": (480.5, 640)}, "image_size"),
         ({"image_size": "480p"}, "image_size"),
+        ({"image_size": (np.inf, 640)}, "image_size"),
+        ({"image_size": (10**12, 640)}, "image_size"),
+        ({"content": (0, 0, 0, 10)}, "content"),
+        ({"content": (0, 0, 20, 10), "image_size": (10, 10)}, "content"),
         ({"fps": 0}, "fps"),
+        ({"fps": 1e300}, "fps"),
         ({"fps": float("nan")}, "fps"),
         ({"times": np.arange(3.0)}, "times"),
+        ({"times": np.full(5, 1e300)}, "times"),
         ({"times": -np.arange(len(positions()))}, "times"),
         ({"colors": np.zeros((2, 3), np.uint8)}, "colors"),
         ({"colors": np.zeros((positions().shape[1], 3))}, "colors"),
@@ -210,7 +223,10 @@ def test_torch_and_masked_arrays():
         ({"tracks": positions(), "layout": "nt2"}, "layout: expected 'TN2' or 'NT2'"),
         ({"tracks": np.float32(3), "layout": "NT2"}, "unexpected shapes"),
         ({"tracks": positions(), "fps": np.ones(2)}, "fps"),
-        ({"points": positions(), "occluded": np.full((5, 4), "x"), "image_size": [9, 9]}, "shapes"),
+        (
+            {"points": positions(), "occluded": np.full((5, 4), "x"), "image_size": [9, 9]},
+            "numbers",
+        ),
         ({"points": np.ones(3), "occluded": np.ones(3), "image_size": [9, 9]}, "shapes"),
         ({"points": positions(), "occluded": np.ones((5, 4)), "video": np.ones(3)}, "shapes|image"),
     ],
@@ -238,3 +254,122 @@ def test_any_flipped_bit_is_noticed_or_harmless(tmp_path):
 def test_tracks_outside_any_image_need_its_size():
     with pytest.raises(InputError, match="image_size: expected one"):
         Tracks(-positions() - 5).camera()
+
+
+def tapvid(path, occluded, **others):
+    points = (positions().swapaxes(0, 1) + 0.5) / (640, 480)
+    np.savez(path, **{"points": points, "occluded": occluded, "image_size": [480, 640], **others})
+    return path
+
+
+def test_scores_are_seen_above_a_threshold(tmp_path):
+    scores = np.random.default_rng(0).random((5, 4)).astype(np.float32)
+    assert np.array_equal(Tracks(positions(), scores).visibility, scores > 0.5)
+    assert np.array_equal(Tracks(positions(), scores, threshold=0.9).visibility, scores > 0.9)
+    logits = 10 * scores - 5
+    assert np.array_equal(Tracks(positions(), logits, threshold=0).visibility, logits > 0)
+    np.savez(tmp_path / "a.npz", tracks=positions(), visibility=logits)
+    assert np.array_equal(Tracks.load(tmp_path / "a.npz", threshold=0).visibility, logits > 0)
+
+    hidden = tapvid(tmp_path / "b.npz", 1 - scores.T)
+    assert np.array_equal(Tracks.load(hidden).visibility, scores > 0.5)
+    assert np.array_equal(Tracks.load(hidden, threshold=0.9).visibility, scores > 0.9)
+
+
+def test_tapvid_in_pixels_and_with_channels_first(tmp_path):
+    seen, pixels = np.ones((4, 5)), positions().swapaxes(0, 1) + 0.5
+    with pytest.warns(UserWarning, match="points: most are beyond 2; taking them for pixels"):
+        read = Tracks.load(tapvid(tmp_path / "a.npz", 1 - seen, points=pixels))
+    assert np.allclose(read.tracks, positions(), atol=1e-4)
+    for shape in ((5, 3, 48, 64), (5, 48, 64, 3)):
+        video = np.zeros(shape, np.uint8)
+        path = tmp_path / "b.npz"
+        np.savez(path, points=pixels / 100, occluded=1 - seen, video=video)
+        assert Tracks.load(path).image_size == (48, 64)
+
+
+def test_arrays_are_its_own(tmp_path):
+    """Writable and contiguous, whatever was given, so that torch takes them."""
+    import torch
+
+    colors = np.arange(12, dtype=np.uint8).reshape(4, 3)[::-1]
+    colors.flags.writeable = False
+    tracks = Tracks(
+        positions()[:, ::-1], np.ones((5, 4), bool), times=np.arange(5.0), colors=colors
+    )
+    for name in ("tracks", "visibility", "times", "colors"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            torch.from_numpy(getattr(tracks, name))
+    assert np.array_equal(tracks.colors, colors)
+
+
+def test_masked_and_half_precision():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Tracks(positions().astype(np.float16)).tracks.dtype == np.float32
+        assert np.allclose(Tracks(np.longdouble(positions())).tracks, positions())
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of torch, that some of these are new or old
+def test_tensors_that_are_no_plain_arrays():
+    import torch
+
+    tensor = torch.rand(5, 4, 2)
+    odd = [
+        tensor.to_sparse(),
+        tensor.to("meta"),
+        tensor.to(torch.complex64).conj(),
+        torch.quantize_per_tensor(tensor, 0.1, 0, torch.quint8),
+        torch.nested.nested_tensor(list(tensor)),
+        torch.masked.masked_tensor(tensor, tensor > 0.5),
+        np.ma.masked_array(["a"]),
+    ]
+    for value in odd:
+        with pytest.raises(InputError, match=r"^tracks: expected") as error:
+            Tracks(value)
+        assert "\n" not in str(error.value)
+    assert np.allclose(Tracks(tensor.to(torch.float8_e4m3fn)).tracks, tensor, atol=0.1)
+    assert np.array_equal(Tracks(torch._neg_view(tensor)).tracks, -tensor.numpy())
+
+
+def test_only_what_is_needed_is_read(tmp_path):
+    """And not before its size is known: 4 GB of zeros are 4 MB in the file."""
+    path = tmp_path / "bomb.npz"
+    np.savez(path, tracks=positions())
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "<f4", "fortran_order": False, "shape": (50, 10_000_000, 2)}
+    )
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as file:
+        for name in ("unused", "visibility"):
+            with file.open(f"{name}.npy", "w", force_zip64=True) as member:
+                member.write(header.getvalue())
+                for _ in range(40):
+                    member.write(bytes(10_000_000))
+    tracemalloc.start()
+    with pytest.raises(InputError, match=r"visibility of float32 .* at most 0\.5 GB"):
+        Tracks.load(path)
+    assert tracemalloc.get_traced_memory()[1] < 20e6
+    tracemalloc.stop()
+
+
+def test_long_messages_are_cut():
+    with pytest.raises(InputError) as error:
+        Tracks(positions(), image_size=np.zeros(100_000).tolist())
+    assert len(str(error.value)) < 1100
+    assert " … " in str(error.value)
+
+
+@pytest.mark.parametrize("path", [np.zeros(3), None, 3.5, b"a\0b", "a\ud800.npz"])
+def test_paths_that_are_none(path):
+    for use in (Tracks.load, Tracks(positions()).save):
+        with pytest.raises(InputError, match=r"expected a path|can't be the name"):
+            use(path)
+
+
+def test_bars_leave_the_guess_to_what_is_between_them(tmp_path):
+    tracks = Tracks(positions(), image_size=(480, 640), content=(0, 200, 480, 440))
+    tracks.save(tmp_path / "a.npz")
+    guess = Tracks.load(tmp_path / "a.npz").camera()[0]
+    assert np.array_equal(guess, [[480, 0, 319.5], [0, 480, 239.5], [0, 0, 1]])

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fasttracks.cli.console import image_size_text, say, table
-from fasttracks.files import read_npz
+from fasttracks.files import Npz
 from fasttracks.reconstruction import Reconstruction
 from fasttracks.tracks import Tracks
 
@@ -19,7 +19,7 @@ def info(options: argparse.Namespace) -> None:
         from fasttracks.weights import describe
 
         return table(describe(options.input))
-    if "points_camera" in read_npz(path, "file"):
+    if "points_camera" in Npz(path, "file"):
         table(summary(Reconstruction.load(path)))
     else:
         tracks = Tracks.load(path)

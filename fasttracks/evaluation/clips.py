@@ -9,13 +9,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fasttracks.checks import check_arrays
 from fasttracks.errors import InputError
 from fasttracks.evaluation.metrics import Estimate, Truth, flat_guess, metrics
-from fasttracks.files import read_npz, write_npz
+from fasttracks.files import Npz, write_npz
 from fasttracks.network import TracksTo4D
 from fasttracks.pipeline import reconstruct
 from fasttracks.reconstruction import Reconstruction
-from fasttracks.tracks import Tracks, from_arrays, normalise
+from fasttracks.tracks import Tracks, from_npz, normalise
+
+_RULES = {
+    "true_points_camera": "TN3 finite",
+    "true_camera_to_world": "T44 poses",
+    "true_visibility": "TN flags",
+    "true_intrinsics": "33 cameras",
+    "moving": "N flags",
+}
 
 
 def save_clip(
@@ -43,26 +52,24 @@ def load_clip(path: str | os.PathLike[str]) -> tuple[Tracks, Truth, np.ndarray]:
     true_camera_to_world (T, 4, 4), true_intrinsics (3, 3), and moving (N,); true_visibility
     (T, N) is the tracks' own if it isn't given.
     """
-    arrays = read_npz(path, "clip")
-    tracks = from_arrays(arrays, path)
-    needed = ("true_points_camera", "true_camera_to_world", "true_intrinsics", "moving")
-    missing = [name for name in needed if name not in arrays]
+    file = Npz(path, "clip")
+    tracks = from_npz(file)
+    missing = [name for name in _RULES if name not in file and name != "true_visibility"]
     if missing:
-        raise InputError(f"clip: {path} lacks {', '.join(missing)}")
-    points = torch.from_numpy(arrays["true_points_camera"]).double()[None]
-    if points.shape != (1, *tracks.tracks.shape[:2], 3):
-        raise InputError(
-            f"clip: {path} has true_points_camera of shape {tuple(points.shape[1:])}, expected "
-            f"{(*tracks.tracks.shape[:2], 3)}"
-        )
-    poses = torch.from_numpy(arrays["true_camera_to_world"]).double()[None]
+        raise InputError(f"clip: {file.path} lacks {', '.join(missing)}")
+    frames, number, _ = tracks.tracks.shape
+    arrays = check_arrays(file, _RULES, {"T": frames, "N": number}, f"clip: {file.path}")
+    points, poses = (
+        torch.from_numpy(arrays[name]).double()[None]
+        for name in ("true_points_camera", "true_camera_to_world")
+    )
     visible = torch.from_numpy(arrays.get("true_visibility", tracks.visibility))[None]
     truth = Truth(
         points,
         poses[..., :3, :3],
         poses[..., :3, 3],
         visible,
-        torch.from_numpy(arrays["moving"]).bool()[None],
+        torch.from_numpy(arrays["moving"])[None],
         points[..., :2] / points[..., 2:].clamp(min=1e-6),
         torch.ones(1, dtype=points.dtype),
     )
