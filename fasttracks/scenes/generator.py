@@ -113,8 +113,8 @@ def _shoot(
     inside = (truth.abs() <= extent[:, None, None]).all(-1) & (depth[..., 0] > MIN_DEPTH)
     visible = inside & in_sight(scene.solids, scene.planes, scene.position, points, slack)
     travel = (points - points[:, :1]).square().sum(-1).amax(1)
-    texture = Texture(surface, scene.body_bones, slack.shape[2] + scene.planes.offset.shape[1])
-    found = degrade(draw, variety, truth, visible, query, extent, texture)
+    counts = scene.body_bones, slack.shape[2], scene.planes.offset.shape[1]
+    found = degrade(draw, variety, truth, visible, query, extent, Texture(surface, *counts))
     return scene, Clips(
         tracks=torch.cat([focal * found[..., :2], found[..., 2:]], -1),
         truth_tracks=focal * truth,

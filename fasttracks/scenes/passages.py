@@ -46,8 +46,8 @@ def compose(draw: Draw, library: Library, variety: Variety, lens: Lens, frames: 
 
     place = draw.pick(variety.places, batch)
     room, street = (place == PLACES.index(name) for name in ("room", "street"))
-    width = draw.log_uniform((1.2, 8), batch, 2)  # free to either side of the way
-    width = torch.where(room[:, None], draw.log_uniform((0.9, 4), batch, 2), width)
+    width = draw.log_uniform((1.2, 10), batch, 2)  # free to either side of the way
+    width = torch.where(room[:, None], draw.log_uniform((0.9, 5), batch, 2), width)
     bodies = _passers_by(draw, library, variety, clock, lens, position, speed, view, width)
     cars = _cars(draw, variety, clock, position, speed, width)
     boxes = _along_the_way(draw, variety, street, room, width, position)
@@ -93,7 +93,7 @@ def _walk(
     aside = math.pi * draw.uniform((-1, 1), clips, 1)
     glance = torch.where(draw.chance(variety.aside, clips, 1), aside, 0.07 * draw.normal(clips, 1))
     follows = draw.unit(clips, 1)
-    sweep = math.radians(1) * draw.log_uniform((0.05, 8), clips, 1) * draw.sign(clips, 1)
+    sweep = math.radians(1) * draw.log_uniform((0.02, 6), clips, 1) * draw.sign(clips, 1)
     sweep = (sweep * span).clamp(-0.6, 0.6)
     yaw = slant + glance + follows * bend * along
     yaw = yaw + sweep * (progress + 0.1 * uneven[:, 1])
@@ -226,7 +226,7 @@ def _along_the_way(
     side = draw.sign(*lead)
     free = torch.where(side > 0, width[:, :1], width[:, 1:])
     y = side * (free - half[..., 1] * draw.uniform((0.8, 2), *lead)).clamp(min=0.1)
-    x = camera[:, :1, 0] + draw.log_uniform((0.8, 40), *lead) - 1
+    x = camera[:, :1, 0] + draw.log_uniform((1.5, 50), *lead) - 1
     here = draw.chance(draw.uniform(variety.clutter, clips, 1), *lead)
     crates = torch.stack([x, y, half[..., 2] * draw.uniform((0.8, 1), *lead)], -1), half, here
 

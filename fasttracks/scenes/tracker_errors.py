@@ -15,9 +15,10 @@ PIXEL = 1 / 500  # `Variety` counts in pixels of a camera with this focal length
 class Texture(NamedTuple):
     """What tracks are on."""
 
-    surface: Tensor  # (B, N) int64, bones first
-    bones: int  # of bodies
-    surfaces: int  # all there are, with those that no track is on
+    surface: Tensor  # (B, N) int64: bones, then other solids, then planes
+    bones: int  # how many of each there are
+    solids: int  # with the bones
+    planes: int
 
 
 class _Clip(NamedTuple):
@@ -101,7 +102,9 @@ def _dies(draw: Draw, variety: Variety, clip: _Clip, texture: Texture) -> Tensor
     """Frames (B, T, N) after KLT lost a track for want of texture, or as it is on a body."""
     clips, frames, tracks = clip.visible.shape
     part = draw.uniform(variety.bare, clips, 1)
-    smooth = draw.chance(part, clips, texture.surfaces).gather(1, texture.surface)
+    share = part.expand(-1, texture.solids)
+    share = torch.cat([share, part.sqrt().expand(-1, texture.planes)], 1)
+    smooth = draw.chance(share, *share.shape).gather(1, texture.surface)
     fragile = draw.chance(torch.where(smooth, 0.9, 0.3 * part), clips, tracks)
     a_frame = torch.where(fragile, draw.uniform((0.2, 0.8), clips, tracks), 0.0)
     moves = (texture.surface < texture.bones) * draw.uniform(variety.mortal, clips, 1)

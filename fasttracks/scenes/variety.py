@@ -50,7 +50,7 @@ class Variety:
 
     # A camera that passes through (`passages`), in place of those above; lengths are in metres
     passage: bool = False
-    travel: Range = (0.3, 8.0)  # how far it comes
+    travel: Range = (0.5, 9.0)  # how far it comes
     halt: float = 0.1  # it stands instead, on a tripod or in a hand
     aside: float = 0.12  # it looks anywhere, not along its way
 
@@ -115,32 +115,33 @@ TRIPOD = replace(
 WALK = Variety(
     passage=True,
     person=0.8,
-    company=(0.05, 0.25, 0.25, 0.2, 0.15, 0.1),
+    company=(0.04, 0.2, 0.22, 0.22, 0.18, 0.14),
     frozen=0.02,
     movers=0.3,
     actions=(0.75, 0.2, 0.0, 0.02, 0.03),
-    fill=(0.06, 0.8),
+    fill=(0.06, 0.7),
     span=(0.8, 5.0),
-    places=(0.3, 0.5, 0.2, 0.0),
-    clutter=(0.2, 0.9),
-    shake=(0.02, 0.7),
-    focal=(0.5, 2.2),
+    places=(0.3, 0.6, 0.1, 0.0),
+    clutter=(0.4, 1.0),
+    shake=(0.01, 0.6),
+    focal=(0.5, 1.6),
     unknown_focal=0.5,
     random_pixels=0.5,
-    subject_share=(0.05, 0.5),
+    on_subject=0.7,
+    subject_share=(0.03, 0.5),
     clean=0.04,
     klt=0.6,
-    noise=(0.02, 0.25),
-    drift=(0.005, 0.1),
-    hidden=(0.0, 0.1),
-    lost=(0.0, 0.1),
+    noise=(0.01, 0.16),
+    drift=(0.002, 0.07),
+    hidden=(0.0, 0.05),
+    lost=(0.0, 0.06),
     jumps=(0.0, 0.02),
     sticky=(0.0, 0.2),
     outliers=(0.0, 0.02),
-    flags=(0.0, 0.01),
-    bare=(0.0, 0.6),
+    flags=(0.0, 0.002),
+    bare=(0.05, 0.7),
     mortal=(0.0, 0.15),
-    slips=(0.0, 0.2),
+    slips=(0.0, 0.15),
 )
 
 # What training takes in turn.
