@@ -15,6 +15,7 @@ from helpers import tiny_network
 import fasttracks
 from fasttracks import Tracks
 from fasttracks.errors import InputError
+from fasttracks.inputs import hold
 from fasttracks.losses import unsupervised
 from fasttracks.metrics import FOCAL_LENGTH, Truth
 from fasttracks.ops import TORCH
@@ -85,8 +86,8 @@ def test_steps_see_clips_of_every_length(source):
         schedule = replace(SHORT, shortest=0.5)
         part, known = cut((inputs, truth), schedule, step)
         length = part.shape[1]
-        begin = next(i for i in range(8) if torch.equal(part[:, 0], inputs[:, i]))
-        assert torch.equal(part, inputs[:, begin : begin + length])
+        begin = next(i for i in range(8) if torch.equal(known.position[:, 0], truth.position[:, i]))
+        assert torch.equal(part, hold(inputs[:, begin : begin + length]))
         for name in ("points_camera", "rotation", "position", "visible", "tracks"):
             assert torch.equal(getattr(known, name), getattr(truth, name)[:, begin:][:, :length])
         assert known.moving is truth.moving
@@ -102,8 +103,9 @@ def test_supervision_learns_one_batch(tmp_path):
     before = supervised(run.network(batch[0]), batch[1])
     train(run, lambda *_: batch, tmp_path, validation={}, report_every=50)
     after = supervised(run.network(batch[0]), batch[1])
-    for name in ("points", "reprojection", "position"):
-        assert getattr(after, name).mean() < 0.7 * getattr(before, name).mean(), name
+    most = {"points": 0.7, "reprojection": 0.7, "relief": 0.7, "position": 0.9}
+    for name, share in most.items():
+        assert getattr(after, name).mean() < share * getattr(before, name).mean(), name
 
 
 @pytest.mark.parametrize("device", [CPU, pytest.param("cuda", marks=pytest.mark.gpu)])
