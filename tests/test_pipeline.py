@@ -105,6 +105,35 @@ def test_focal_correction_reaches_intrinsics_and_reprojection(model):
     assert np.allclose(pixels[..., :2], r.reprojection, atol=1e-2)
 
 
+def test_what_is_assumed_of_an_unknown_focal_length_is_the_models(model, tmp_path):
+    """A model that knows what it was given is right, and keeps what that is in its file."""
+    config = type(model.config)(
+        **{**vars(model.config), "predicts_focal": True, "assumed_focal": 0.5}
+    )
+    short = type(model)(config)
+    short.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        short.camera.weight[3] = 0
+        short.camera.bias[3] = 20.0  # focal lengths twice as long, always
+    save(short, tmp_path / "short.safetensors", dtype=torch.float32)
+    tracks, visibility = clip()
+    result = fasttracks.reconstruct(
+        tracks, visibility, image_size=SIZE, model=tmp_path / "short.safetensors", device="cpu"
+    )
+    # Twice 320 px in the first pass, and twice that in the second, which is told of 640.
+    assert np.allclose(result.intrinsics[:, 0, 0], 1280, rtol=1e-3)
+
+
+def test_what_trackers_guess_of_hidden_points_changes_nothing(model):
+    tracks, visibility = clip()
+    guesses = np.where(visibility[..., None], tracks, tracks[::-1, ::-1])
+    a, b = (
+        fasttracks.reconstruct(t, visibility, image_size=SIZE, model=model)
+        for t in (tracks, guesses)
+    )
+    assert np.array_equal(a.points, b.points)
+
+
 def test_a_corrected_focal_length_is_as_if_it_were_given():
     model = fasttracks.load("base", device="cpu")
     tracks, visibility = clip()

@@ -30,7 +30,7 @@ from fasttracks.scenes.sampling import (
 from fasttracks.scenes.scene import Lens, Scene, assemble
 from fasttracks.scenes.variety import PLACES, Variety
 
-PASSERS_BY = 5  # bodies a clip
+PASSERS_BY = 4  # bodies a clip
 _HOUSES, _CRATES, _POLES, _CARS = 14, 10, 14, 2
 _DISTANCE = 6.0  # about how far things are, which small motions and roughness are measured by
 _FREE = 0.5  # around the camera
