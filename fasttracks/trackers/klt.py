@@ -1,4 +1,4 @@
-"""Pyramidal Lucas–Kanade tracking (KLT), from OpenCV."""
+"""Lucas–Kanade tracking (KLT) with memory of what each point looked like; OpenCV and numpy."""
 
 from dataclasses import dataclass
 
@@ -6,76 +6,80 @@ import numpy as np
 
 from fasttracks.errors import InputError
 from fasttracks.trackers import check_frames, grid_queries
+from fasttracks.trackers.follower import Flow, Follower, Frame
 
 
 @dataclass(frozen=True)
 class KLT:
-    """Follows each point from its frame forwards and backwards, one frame at a time.
-
-    A step counts if tracking back from where it leads returns to where it began, and the
-    patches at both ends look alike. Otherwise the point is lost: it keeps its position and is
-    unseen from there on in that direction.
+    """Follows each point from its frame forwards and backwards; see `Follower`.
 
     Attributes:
-        grid: points along each side of a grid.
-        every: frames between grids.
-        window: side of the patch compared, in pixels.
-        levels: pyramid levels above the full image.
+        window: side of the patch that Lucas–Kanade compares, in pixels.
         max_error: between where a step began and where tracking back leads, in pixels.
-        max_difference: between the patches at both ends, the mean in gray levels of 255.
+        min_recent: correlation with the patch of the last change that tells where a point is.
+        min_born: correlation with the patch at birth that does.
+        least: correlation with the former below which a point is lost.
+        renew: correlation with the former below which it is taken anew.
+        patience: frames that a point is followed while its patch is not found.
+        max_change: of a point's colour from one frame to the next, of 255.
+        memory: frames that a lost point is looked for.
+        min_found: correlation that finds it.
     """
 
+    window: int = 11
+    max_error: float = 0.5
+    min_recent: float = 0.7
+    min_born: float = 0.8
+    least: float = 0.4
+    renew: float = 0.9
+    patience: int = 3
+    max_change: float = 20.0
+    memory: int = 20
+    min_found: float = 0.85
     grid: int = 15
     every: int = 20
-    window: int = 21
-    levels: int = 3
-    max_error: float = 0.5
-    max_difference: float = 20.0
 
     def __post_init__(self) -> None:
-        for name, least in (("grid", 1), ("every", 1), ("window", 3), ("levels", 0)):
+        for name, least in (("grid", 1), ("every", 1), ("window", 3)):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise InputError(f"{name}: expected a whole number, {least} or more, found {value}")
 
     def __call__(
-        self, frames: np.ndarray, *, progress: bool = False
+        self, frames: np.ndarray, queries: np.ndarray | None = None, *, progress: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
         """Track; see `Tracker`."""
-        import cv2
-        from tqdm import tqdm
-
         check_frames(frames)
         count, height, width, _ = frames.shape
-        gray = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
-        queries = grid_queries(count, height, width, self.grid, self.every)
+        if queries is None:
+            queries = grid_queries(count, height, width, self.grid, self.every)
+        prepared = [Frame(frame) for frame in frames]
+        flows = [Flow(*pair) for pair in zip(prepared[:-1], prepared[1:], strict=True)]
+        return self._follow(prepared, flows, queries)
+
+    def _follow(self, frames, flows, queries):
+        count = len(frames)
         start = queries[:, 0].astype(int)
-
-        tracks = np.tile(queries[:, 1:], (count, 1, 1))
-        visible = start == np.arange(count)[:, None]
-        forwards = [(t, t + 1) for t in range(count - 1)]
-        backwards = [(t + 1, t) for t in reversed(range(count - 1))]
-        for t, to in tqdm(forwards + backwards, desc="track", unit="frame", disable=not progress):
-            begun = start <= t if to > t else start >= t
-            tracks[to, begun] = tracks[t, begun]
-            alive = np.flatnonzero(begun & visible[t])
-            moved, found = self._step(gray[t], gray[to], tracks[t, alive])
-            tracks[to, alive[found]] = moved[found]
-            visible[to, alive[found]] = True
+        tracks = np.tile(queries[:, 1:].astype(np.float32), (count, 1, 1))
+        visible = np.zeros(tracks.shape[:2], bool)
+        ways = (
+            (list(range(count)), [None, *flows]),
+            (list(reversed(range(count))), [None, *(flow.reversed() for flow in reversed(flows))]),
+        )
+        for order, led in ways:
+            follower, known = Follower(self), np.zeros(0, int)
+            previous = None
+            for t, flow in zip(order, led, strict=True):
+                follower.push(frames[t], flow)
+                seen = follower.visible
+                if previous is not None:
+                    tracks[t, known] = tracks[previous, known]
+                tracks[t, known[seen]] = follower.position[seen]
+                visible[t, known[seen]] = True
+                new = np.flatnonzero(start == t)
+                if len(new):
+                    follower.add(queries[new, 1:])
+                    known = np.append(known, new)
+                    tracks[t, new], visible[t, new] = queries[new, 1:], True
+                previous = t
         return tracks, visible
-
-    def _step(
-        self, image: np.ndarray, other: np.ndarray, points: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Where the (n, 2) `points` of one image are in the other, and which (n,) are found."""
-        import cv2
-
-        if not len(points):
-            return points, np.zeros(0, bool)
-        options = {"winSize": (self.window, self.window), "maxLevel": self.levels}
-        moved, there, difference = cv2.calcOpticalFlowPyrLK(image, other, points, None, **options)
-        back, again, _ = cv2.calcOpticalFlowPyrLK(other, image, moved, None, **options)
-        found = (there & again & (difference <= self.max_difference)).ravel().astype(bool)
-        found &= np.linalg.norm(back - points, axis=1) <= self.max_error
-        found &= ((moved >= 0) & (moved <= np.array(image.shape[::-1]) - 1)).all(axis=1)
-        return moved, found
