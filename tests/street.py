@@ -69,9 +69,15 @@ def street(
     size: tuple[int, int] = (384, 512),
     people: int = 3,
     speed: float = 0.04,
+    contrast: float = 0.4,
+    quality: int = 95,
     seed: int = 0,
 ) -> Street:
-    """Walk forward between two walls at `speed` metres a frame, past people who walk too."""
+    """Walk forward between two walls at `speed` metres a frame, past people who walk too.
+
+    Their clothes have a `contrast` and folds whose shade wanders; frames are compressed to a
+    JPEG `quality`.
+    """
     random = np.random.default_rng(seed)
     height, width = size
     focal = 0.9 * width
@@ -99,7 +105,8 @@ def street(
     for _ in range(people):
         x, z = random.uniform(-2, 2), random.uniform(3.5, 9)
         velocity = np.array([random.uniform(-0.03, 0.03), 0, random.uniform(-0.02, 0.06)])
-        upright.append((z, list(_person(count, np.array([x, ground, z]), velocity, random))))
+        person = _person(count, np.array([x, ground, z]), velocity, random)
+        upright.append((z, [(*piece, contrast, True) for piece in person]))
     for _, pieces in sorted(upright, key=lambda pair: -pair[0]):
         for piece in pieces:
             add(*piece)
@@ -115,10 +122,19 @@ def street(
         origin = corner[:, 0] - position
         basis = [(corner[:, 1] - corner[:, 0]) / columns, (corner[:, 2] - corner[:, 0]) / rows]
         homographies[:, piece] = project @ np.stack([*basis, origin], -1)
-    frames, layers = zip(*(_draw(textures, h, size) for h in homographies), strict=True)
-    grain = random.normal(0, 2, (count, height, width, 3))
-    frames = np.clip(np.stack(frames) + grain, 0, 255).astype(np.uint8)
-    return Street(frames, np.stack(layers), homographies, np.array(moves))
+    shade = cv2.GaussianBlur(random.normal(size=(400, 400)), (0, 0), 8).astype(np.float32)
+    shade *= 15 * contrast / shade.std()
+    frames, layers = np.zeros((count, *size, 3), np.uint8), np.zeros((count, *size), np.uint8)
+    for t in range(count):
+        folded = [
+            np.clip(im + shade[t : t + len(im), 2 * t : 2 * t + im.shape[1], None], 0, 255)
+            if alive else im for im, alive in zip(textures, moves, strict=True)
+        ]  # fmt: skip
+        image, layers[t] = _draw([im.astype(np.uint8) for im in folded], homographies[t], size)
+        image = np.clip(image + random.normal(0, 2, image.shape), 0, 255).astype(np.uint8)
+        coded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+        frames[t] = cv2.imdecode(coded, cv2.IMREAD_COLOR)
+    return Street(frames, layers, homographies, np.array(moves))
 
 
 def _person(count, feet, velocity, random):
@@ -139,7 +155,7 @@ def _person(count, feet, velocity, random):
         joint = middle + [x + shift, -y, 0]
         start = joint - across * wide / 2
         corner = np.stack([start, start + across * wide, start + down * long], 1)
-        yield corner, (int(220 * long), int(220 * wide)), 0.4, True
+        yield corner, (int(220 * long), int(220 * wide))
 
 
 def _draw(textures, homographies, size) -> tuple[np.ndarray, np.ndarray]:

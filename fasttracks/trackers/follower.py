@@ -12,8 +12,8 @@ from fasttracks.trackers.patches import Patches, sample
 if TYPE_CHECKING:
     from fasttracks.trackers.klt import KLT
 
-RADIUS = 4  # pixels around a point that are its patch
-COARSE = 4  # pixels of the image, each way, to one of the dense flow
+RADIUS = 5  # pixels around a point that are its patch
+STEADY = 1.0  # pixels that a dense flow may miss a point by, there and back
 
 
 class Frame:
@@ -42,12 +42,12 @@ class Frame:
 
 
 class Flow:
-    """Dense motion from one frame to the next and back, at a quarter of the size.
+    """Dense motion from one frame to the next and back, at half their size.
 
     By OpenCV's DIS (Kroeger et al., 2016), which carries motion into places without texture.
 
     Attributes:
-        there, back: (h, w, 2) float32, in pixels of the frames.
+        there, back: (h, w, 2) float16, in pixels of the frames.
     """
 
     def __init__(self, first: Frame, second: Frame) -> None:
@@ -55,16 +55,18 @@ class Flow:
 
         self.size = first.size
         height, width = first.half.shape
-        small = max(1, width // 2), max(1, height // 2)
-        scale = self.size / (width, height)
-        self.there, self.back = np.zeros((2, *small[::-1], 2), np.float32)
+        self.there, self.back = np.zeros((2, height, width, 2), np.float16)
         if min(height, width) < 16:  # DIS needs room for its patches
             return
-        dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
-        dis.setFinestScale(1)
-        for pair, flow in (((first, second), self.there), ((second, first), self.back)):
-            found = dis.calc(pair[0].half, pair[1].half, None) * scale
-            flow[:] = cv2.resize(found, small, interpolation=cv2.INTER_AREA)
+        dis = cv2.DISOpticalFlow_create()
+        dis.setFinestScale(0)
+        dis.setPatchSize(8)
+        dis.setPatchStride(5)
+        dis.setGradientDescentIterations(5)
+        dis.setVariationalRefinementIterations(0)
+        scale = self.size / (width, height)
+        self.there[:] = dis.calc(first.half, second.half, None) * scale
+        self.back[:] = dis.calc(second.half, first.half, None) * scale
 
     def reversed(self) -> Flow:
         """The same from the second frame to the first."""
@@ -75,7 +77,7 @@ class Flow:
     def at(self, flow: np.ndarray, points: np.ndarray) -> np.ndarray:
         """One of the two flows at (n, 2) points of the frames."""
         scale = np.array(flow.shape[1::-1]) / self.size
-        return sample(flow, ((points + 0.5) * scale - 0.5)[:, None])[:, 0]
+        return sample(flow.astype(np.float32), ((points + 0.5) * scale - 0.5)[:, None])[:, 0]
 
 
 @dataclass
@@ -207,7 +209,8 @@ class Follower:
         checked = (there & again).ravel().astype(bool)
         checked &= np.linalg.norm(back - begun, axis=1) <= self.options.max_error
         checked &= np.linalg.norm(fine - coarse, axis=1) <= 2 * RADIUS
-        return np.where(checked[:, None], fine, coarse), checked
+        steady = np.linalg.norm(coarse + flow.at(flow.back, coarse) - begun, axis=1) <= STEADY
+        return np.where(checked[:, None], fine, coarse), checked | steady
 
     def _align(
         self, patches: Patches, image: np.ndarray, place: np.ndarray, which: np.ndarray, least: float

@@ -1,12 +1,18 @@
-"""Lucas–Kanade tracking (KLT) with memory of what each point looked like; OpenCV and numpy."""
+"""Lucas–Kanade tracking (KLT) with a memory of what each point looks like; OpenCV and numpy."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from fasttracks.errors import InputError
-from fasttracks.trackers import check_frames, grid_queries
+from fasttracks.trackers import check_frames, check_queries, usual_count
 from fasttracks.trackers.follower import Flow, Follower, Frame
+from fasttracks.trackers.seeding import Grid, moving, place
+
+FIRST = 0.4  # of the tracks start in the first frame
+BETWEEN = 5  # frames between later starts
+SPARE = 1.2  # times as many tracks as asked for, as some are seen in one frame
 
 
 @dataclass(frozen=True)
@@ -14,72 +20,107 @@ class KLT:
     """Follows each point from its frame forwards and backwards; see `Follower`.
 
     Attributes:
+        tracks: how many, if no queries are given; None: 900 of 50 frames, more of longer clips.
         window: side of the patch that Lucas–Kanade compares, in pixels.
         max_error: between where a step began and where tracking back leads, in pixels.
-        min_recent: correlation with the patch of the last change that tells where a point is.
-        min_born: correlation with the patch at birth that does.
-        least: correlation with the former below which a point is lost.
-        renew: correlation with the former below which it is taken anew.
-        patience: frames that a point is followed while its patch is not found.
+        min_recent: likeness to the patch of its last change of looks that tells where a point is.
+        min_born: likeness to its patch at birth that does.
+        least: likeness to the former below which a point is lost.
+        renew: likeness to the former below which it is taken anew.
+        patience: frames that a point is followed while neither patch is found.
         max_change: of a point's colour from one frame to the next, of 255.
         memory: frames that a lost point is looked for.
-        min_found: correlation that finds it.
+        min_found: likeness that finds it.
     """
 
-    window: int = 11
+    tracks: int | None = None
+    window: int = 15
     max_error: float = 0.5
     min_recent: float = 0.7
     min_born: float = 0.8
     least: float = 0.4
     renew: float = 0.9
-    patience: int = 3
-    max_change: float = 20.0
+    patience: int = 5
+    max_change: float = 25.0
     memory: int = 20
     min_found: float = 0.85
-    grid: int = 15
-    every: int = 20
 
     def __post_init__(self) -> None:
-        for name, least in (("grid", 1), ("every", 1), ("window", 3)):
+        for name, least in (("tracks", 1), ("window", 3), ("patience", 0), ("memory", 0)):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
+            if value is not None and (not isinstance(value, int) or value < least):
                 raise InputError(f"{name}: expected a whole number, {least} or more, found {value}")
 
     def __call__(
         self, frames: np.ndarray, queries: np.ndarray | None = None, *, progress: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Track; see `Tracker`."""
-        check_frames(frames)
-        count, height, width, _ = frames.shape
-        if queries is None:
-            queries = grid_queries(count, height, width, self.grid, self.every)
-        prepared = [Frame(frame) for frame in frames]
-        flows = [Flow(*pair) for pair in zip(prepared[:-1], prepared[1:], strict=True)]
-        return self._follow(prepared, flows, queries)
+        """Track; see `Tracker`.
 
-    def _follow(self, frames, flows, queries):
-        count = len(frames)
-        start = queries[:, 0].astype(int)
-        tracks = np.tile(queries[:, 1:].astype(np.float32), (count, 1, 1))
+        Without queries tracks start on texture, on what moves and where others thin out. Those
+        seen in a single frame are dropped.
+        """
+        from tqdm import tqdm
+
+        check_frames(frames)
+        prepared: list[Frame] = []
+        flows: list[Flow] = []
+        for image in tqdm(frames, desc="flow", unit="frame", disable=not progress):
+            prepared.append(Frame(image))
+            if len(prepared) > 1:
+                flows.append(Flow(*prepared[-2:]))
+        with tqdm(total=2 * len(frames), desc="track", unit="frame", disable=not progress) as bar:
+            if queries is not None:
+                queries = check_queries(queries, frames)
+                return self._both_ways(prepared, flows, queries[:, 0].astype(int), queries, bar)
+            count = self.tracks or usual_count(len(frames))
+            start = _starts(len(frames), round(SPARE * count))
+            tracks, visible = self._both_ways(prepared, flows, start, None, bar)
+        often = np.flatnonzero(visible.sum(0) > 1)
+        often = often if len(often) else np.arange(len(start))
+        kept = often[np.linspace(0, len(often) - 1, min(count, len(often))).round().astype(int)]
+        return tracks[:, kept], visible[:, kept]
+
+    def _both_ways(
+        self,
+        frames: Sequence[Frame],
+        flows: Sequence[Flow],
+        start: np.ndarray,
+        queries: np.ndarray | None,
+        bar: "tqdm",
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Tracks (T, N, 2) and visibility (T, N) of points that start in frames (N,).
+
+        Without `queries` (N, 3) it is chosen on the way forwards where.
+        """
+        count, grid = len(frames), Grid(frames[0].size)
+        tracks = np.zeros((count, len(start), 2), np.float32)
         visible = np.zeros(tracks.shape[:2], bool)
-        ways = (
-            (list(range(count)), [None, *flows]),
-            (list(reversed(range(count))), [None, *(flow.reversed() for flow in reversed(flows))]),
-        )
-        for order, led in ways:
+        points = np.zeros((len(start), 2), np.float32) if queries is None else queries[:, 1:]
+        ahead = [(t, t - 1, flow) for t, flow in enumerate([None, *flows])]
+        back = [(t, t + 1, flow and flow.reversed()) for t, flow in enumerate([*flows, None])]
+        for forward, way in ((True, ahead), (False, back[::-1])):
             follower, known = Follower(self), np.zeros(0, int)
-            previous = None
-            for t, flow in zip(order, led, strict=True):
+            for t, before, flow in way:
                 follower.push(frames[t], flow)
                 seen = follower.visible
-                if previous is not None:
-                    tracks[t, known] = tracks[previous, known]
-                tracks[t, known[seen]] = follower.position[seen]
-                visible[t, known[seen]] = True
+                visible[t, known] = seen
+                if len(known):
+                    held = tracks[before, known]
+                    tracks[t, known] = np.where(seen[:, None], follower.position, held)
                 new = np.flatnonzero(start == t)
-                if len(new):
-                    follower.add(queries[new, 1:])
-                    known = np.append(known, new)
-                    tracks[t, new], visible[t, new] = queries[new, 1:], True
-                previous = t
+                if len(new) and forward and queries is None:
+                    subject = moving(grid, flows, t)
+                    points[new] = place(grid, frames[t], subject, follower.position[seen], len(new))
+                follower.add(points[new])
+                known = np.append(known, new)
+                tracks[t, new], visible[t, new] = points[new], True
+                bar.update()
         return tracks, visible
+
+
+def _starts(frames: int, tracks: int) -> np.ndarray:
+    """The frames (N,) that tracks start in: many in the first, the rest evenly."""
+    later = sorted({*range(BETWEEN, frames, BETWEEN), frames - 1} - {0})
+    first = round(FIRST * tracks) if later else tracks
+    rest = np.array(later or [0])[np.arange(tracks - first) * len(later) // (tracks - first or 1)]
+    return np.concatenate([np.zeros(first, int), rest])

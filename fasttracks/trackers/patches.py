@@ -10,7 +10,9 @@ import numpy as np
 
 FAR = 2.0  # pixels of the patch that one iteration may move it
 BENT = 0.3  # of its size that one iteration may change it
-STIFF = 0.05  # what holds scale and turn where the texture doesn't tell them
+STIFF = 0.3  # what holds scale and turn where the texture doesn't tell them
+HOLD = 0.3  # what holds x and y to the guess there
+NOISE = 4.0  # gray levels that say nothing
 
 
 def grid(radius: int) -> np.ndarray:
@@ -54,11 +56,13 @@ class Patches:
     Attributes:
         values: (n, m) float32, weighted, of zero mean and unit norm.
         solve: (n, 4, m), from the values seen at a guess to its error: scale, turn, x, y.
+        hold: (n, 4, 2), from how far x and y went from the first guess to the same.
         warp: (n, 2, 2), from the patch's pixels to the image's, as last aligned.
     """
 
     values: np.ndarray
     solve: np.ndarray
+    hold: np.ndarray
     warp: np.ndarray
 
     @classmethod
@@ -69,7 +73,7 @@ class Patches:
         root = window(radius)
         values = wide[:, 1:-1, 1:-1].reshape(n, m)
         values = root * (values - (values @ root**2)[:, None])
-        norm = np.linalg.norm(values, axis=1, keepdims=True) + 1e-3
+        norm = np.sqrt((values**2).sum(1, keepdims=True) + NOISE**2)
         values = values / norm
         right = (wide[:, 1:-1, 2:] - wide[:, 1:-1, :-2]).reshape(n, m) / 2
         down = (wide[:, 2:, 1:-1] - wide[:, :-2, 1:-1]).reshape(n, m) / 2
@@ -78,9 +82,11 @@ class Patches:
         slopes *= (root / norm)[:, None]
         for flat in (np.broadcast_to(root, values.shape), values):  # brightness and contrast
             slopes -= (slopes @ flat[:, :, None]) * flat[:, None]
-        normal = slopes @ slopes.swapaxes(1, 2) + np.diag([STIFF, STIFF, 1e-3, 1e-3])
-        solve = np.linalg.solve(normal, slopes).astype(np.float32)
-        return cls(values.astype(np.float32), solve, np.tile(np.eye(2, dtype=np.float32), (n, 1, 1)))
+        prior = np.diag([STIFF, STIFF, HOLD, HOLD])
+        inverse = np.linalg.inv(slopes @ slopes.swapaxes(1, 2) + prior).astype(np.float32)
+        warp = np.tile(np.eye(2, dtype=np.float32), (n, 1, 1))
+        solve, hold = inverse @ slopes.astype(np.float32), HOLD * inverse[:, :, 2:]
+        return cls(values.astype(np.float32), solve, hold, warp)
 
     def align(
         self, image: np.ndarray, points: np.ndarray, which: np.ndarray, iterations: int = 3
@@ -92,20 +98,23 @@ class Patches:
         """
         radius = (int(np.sqrt(self.values.shape[1])) - 1) // 2
         root, around = window(radius), grid(radius)
-        values, solve, warp = self.values[which], self.solve[which], self.warp[which]
+        values, solve = self.values[which], self.solve[which]
+        hold, warp = self.hold[which], self.warp[which]
 
         def look() -> np.ndarray:
             seen = sample(image, points[:, None] + around @ warp.swapaxes(1, 2))
             seen = root * (seen - (seen @ root**2)[:, None])
-            return seen / (np.linalg.norm(seen, axis=1, keepdims=True) + 1e-3)
+            return seen / np.sqrt((seen**2).sum(1, keepdims=True) + NOISE**2)
 
+        guess = points
         for _ in range(iterations):
-            error = (solve @ look()[..., None])[..., 0]
+            gone = np.linalg.inv(warp) @ (points - guess)[..., None]
+            error = (solve @ look()[..., None] + hold @ gone)[..., 0]
             grow, turn = error[:, 0].clip(-BENT, BENT), error[:, 1].clip(-BENT, BENT)
             change = np.stack([1 + grow, -turn, turn, 1 + grow], -1).reshape(-1, 2, 2)
             warp = warp @ np.linalg.inv(change)
             points = points - (warp @ error[:, 2:, None].clip(-FAR, FAR))[..., 0]
-        return points, warp, (look() * values).sum(1)
+        return points, warp, 1 - ((look() - values) ** 2).sum(1) / 2
 
     def put(self, which: np.ndarray, other: "Patches") -> None:
         """Replace patches `which` by the other's."""
