@@ -210,8 +210,7 @@ def env(options: argparse.Namespace) -> None:
 
 
 def _track(options: argparse.Namespace) -> "tuple[Tracks, Video]":
-    from fasttracks.trackers import get_tracker, to_tracks
-    from fasttracks.video import read_video
+    from fasttracks.trackers import get_tracker, read_whole, to_tracks
 
     if options.checkpoint and options.tracker != "cotracker":
         raise InputError(
@@ -220,7 +219,7 @@ def _track(options: argparse.Namespace) -> "tuple[Tracks, Video]":
     cotracker = {"checkpoint": options.checkpoint, "device": options.device}
     tracker = get_tracker(options.tracker, **cotracker if options.tracker == "cotracker" else {})
     with _stage("decode"):
-        video = read_video(
+        whole = read_whole(
             options.input,
             start=options.start,
             frames=options.frames,
@@ -228,11 +227,13 @@ def _track(options: argparse.Namespace) -> "tuple[Tracks, Video]":
             max_size=options.max_size,
             progress=sys.stderr.isatty(),
         )
+    video = whole[:: options.every]
     count, height, width, _ = video.frames.shape
     span = f"{video.times[0]:.2f} to {video.times[-1]:.2f} s"
     _say(f"  {count} frames of {width}×{height} px, {span}")
     with _stage(f"track ({options.tracker})"):
-        return to_tracks(video, tracker, progress=sys.stderr.isatty()), video
+        tracks = to_tracks(whole, tracker, every=options.every, progress=sys.stderr.isatty())
+    return tracks, video
 
 
 def _frames_of(result: "Reconstruction", path: str) -> "np.ndarray":

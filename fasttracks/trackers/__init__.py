@@ -7,7 +7,7 @@ import numpy as np
 
 from fasttracks.errors import InputError
 from fasttracks.tracks import Tracks
-from fasttracks.video import Video, read_video
+from fasttracks.video import Video, check_count, read_video
 
 GRID = 15  # points along each side of a grid
 EVERY = 20  # frames between grids
@@ -55,8 +55,8 @@ def track(
         video: a path.
         tracker: "klt" or "cotracker".
         start: seconds to skip.
-        frames: read at most this many; None: all.
-        every: take every so many frames.
+        frames: keep at most this many; None: all.
+        every: keep one frame in this many. Points are followed through those between, too.
         max_size: shrink the longer side to this many pixels for tracking; None: don't.
         progress: show progress bars.
         options: of the tracker's class, `KLT` or `CoTracker`.
@@ -65,17 +65,37 @@ def track(
         InputError: the video or the tracker can't be had, or an option is off.
     """
     follow = get_tracker(tracker, **options)
-    clip = read_video(
+    clip = read_whole(
         video, start=start, frames=frames, every=every, max_size=max_size, progress=progress
     )
-    return to_tracks(clip, follow, progress=progress)
+    return to_tracks(clip, follow, every=every, progress=progress)
 
 
-def to_tracks(video: Video, tracker: Tracker, *, progress: bool = False) -> Tracks:
-    """Tracks of decoded frames, in pixels of the source they were shrunk from."""
-    if len(video.frames) < 2:
-        raise InputError(f"video: expected at least 2 frames, found {len(video.frames)}")
+def read_whole(
+    video: str | os.PathLike[str], *, frames: int | None = 50, every: int = 1, **options: Any
+) -> Video:
+    """What `read_video` keeps, and all frames between, for a tracker to go through."""
+    for name, value in (("frames", frames), ("every", every)):
+        check_count(name, value)
+    count = None if frames is None else (frames - 1) * every + 1
+    return read_video(video, frames=count, **options)
+
+
+def to_tracks(video: Video, tracker: Tracker, *, every: int = 1, progress: bool = False) -> Tracks:
+    """Tracks of decoded frames, in pixels of the source they were shrunk from.
+
+    One frame in `every` is kept, and what is seen in two of those, if anything is.
+    """
+    if len(video.frames) <= every:
+        raise InputError(
+            f"video: expected at least 2 frames, found {-(-len(video.frames) // every)}"
+        )
     tracks, visibility = tracker(video.frames, progress=progress)
+    if every > 1:
+        video, tracks, visibility = video[::every], tracks[::every], visibility[::every]
+        often = visibility.sum(0) > 1
+        if often.any():
+            tracks, visibility = tracks[:, often], visibility[:, often]
     height, width = video.image_size
     # Pixel centres are whole numbers, so borders, at -0.5, are what scales.
     scale = np.array([width, height]) / video.frames.shape[2:0:-1]
@@ -116,15 +136,17 @@ def usual_count(frames: int) -> int:
     return GRID**2 * len(_grid_starts(frames))
 
 
-def _grid_starts(frames: int) -> list[int]:
-    step = max(EVERY, -(-frames // (MAX_GRIDS - 1)))
+def _grid_starts(frames: int, every: int = EVERY) -> list[int]:
+    step = max(every, -(-frames // (MAX_GRIDS - 1)))
     return sorted({*range(0, frames, step), frames - 1})
 
 
-def grid_queries(frames_count: int, height: int, width: int, grid: int = GRID) -> np.ndarray:
+def grid_queries(
+    frames_count: int, height: int, width: int, grid: int = GRID, every: int = EVERY
+) -> np.ndarray:
     """Points to track: a grid × grid of places, started afresh every so many frames.
 
-    Grids start on frames 0, `EVERY`, 2 · `EVERY`, … and on the last; further apart in a long
+    Grids start on frames 0, every, 2 · every, … and on the last; further apart in a long
     clip, which would otherwise have more than `MAX_GRIDS` of them. Each of four in turn lies
     between the others' points.
 
@@ -132,7 +154,7 @@ def grid_queries(frames_count: int, height: int, width: int, grid: int = GRID) -
         (N, 3) float32 rows of (frame, x, y), grid by grid.
     """
     queries = []
-    for turn, start in enumerate(_grid_starts(frames_count)):
+    for turn, start in enumerate(_grid_starts(frames_count, every)):
         across, down = ((0.25, 0.25), (0.75, 0.75), (0.75, 0.25), (0.25, 0.75))[turn % 4]
         x = (np.arange(grid) + across) / grid * width - 0.5
         y = (np.arange(grid) + down) / grid * height - 0.5

@@ -7,13 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fasttracks.trackers.patches import Patches, sample
+from fasttracks.trackers.patches import RADIUS, Patches, sample
 
 if TYPE_CHECKING:
     from fasttracks.trackers.klt import KLT
-
-RADIUS = 5  # pixels around a point that are its patch
-STEADY = 1.0  # pixels that a dense flow may miss a point by, there and back
 
 
 class Frame:
@@ -104,18 +101,18 @@ class Points:
 class Follower:
     """Follows points that join at any frame, until they are lost; looks for the lost again.
 
-    In each frame a dense flow proposes where a point is, Lucas–Kanade refines it and is checked
-    by tracking back, and then the point's patch is aligned: as it was at the last change of
-    looks, and as it was at birth, which takes the drift away. What is like neither for some
-    frames, or changes its colour, is lost. A lost point moves as neighbours do that moved like
-    it, and is seen again where its patch correlates.
+    In each frame a dense flow proposes where a point is, Lucas–Kanade refines it, and then the
+    point's patch is aligned: as it was at birth, so that no drift gathers, or else as it was when
+    its looks last changed. What is like neither for some frames, or changes its colour, is lost.
+    A lost point moves as neighbours do that moved like it, and is seen again where its patch
+    correlates.
     """
 
     def __init__(self, options: KLT) -> None:
         self.options = options
         self.frame: Frame | None = None
         nothing = np.zeros((0, 2), np.float32)
-        none = Patches.cut(np.zeros((1, 1), np.float32), nothing, RADIUS)
+        none = Patches.cut(np.zeros((1, 1), np.float32), nothing)
         self.born, self.recent = none, none
         shapes = ((0, 2), (0, 2), (0, 3), (0, 3), (0,), (0,))
         self.points = Points(*(np.zeros(shape, np.float32) for shape in shapes))
@@ -134,7 +131,7 @@ class Follower:
         """Follow (n, 2) more points of the frame pushed last."""
         assert self.frame is not None
         points = np.asarray(points, np.float32)
-        patches = Patches.cut(self.frame.gray.astype(np.float32), points, RADIUS)
+        patches = Patches.cut(self.frame.gray.astype(np.float32), points)
         self.born, self.recent = self.born.join(patches), self.recent.join(patches)
         color = self._color(self.frame, points)
         none = np.zeros(len(points), np.float32)
@@ -163,11 +160,16 @@ class Follower:
         options, points = self.options, self.points
         begun = points.position[which]
         place, checked = self._step(before, frame, flow, begun)
-        place, recent, like = self._align(self.recent, image, place, which, options.min_recent)
         place, born, _ = self._align(self.born, image, place, which, options.min_born)
-        sure = recent | born
+        other = np.flatnonzero(~born)
+        place[other], recent, like = self._align(
+            self.recent, image, place[other], which[other], options.min_recent
+        )
+        sure = born.copy()
+        sure[other] = recent
         points.doubt[which] = np.where(sure, 0, points.doubt[which] + 1)
-        found = sure | (checked & (like > options.least) & (points.doubt[which] <= options.patience))
+        checked[other] &= like > options.least
+        found = sure | (checked & (points.doubt[which] <= options.patience))
         found &= self._inside(place)
 
         color = self._color(frame, place)
@@ -182,8 +184,8 @@ class Follower:
         points.position[kept], points.color[kept] = place[found], color[found]
         points.lost[which[~found]] = 1
         # A patch that has come to look otherwise is taken anew, from where it surely is.
-        fresh = which[found & checked & (like < options.renew)]
-        self.recent.put(fresh, Patches.cut(image, points.position[fresh], RADIUS))
+        fresh = which[other[found[other] & checked[other] & (like < options.renew)]]
+        self.recent.put(fresh, Patches.cut(image, points.position[fresh]))
 
     def _step(
         self, before: Frame, frame: Frame, flow: Flow, begun: np.ndarray
@@ -202,18 +204,23 @@ class Follower:
         fine, there, _ = cv2.calcOpticalFlowPyrLK(
             before.gray, frame.gray, begun, coarse.copy(), **options
         )
-        guess = fine + flow.at(flow.back, fine)
-        back, again, _ = cv2.calcOpticalFlowPyrLK(
-            frame.gray, before.gray, fine, guess.astype(np.float32), **options
+        # A dense flow back costs nothing more, and tells as well as Lucas–Kanade would.
+        limit = self.options.max_error
+        missed, off = (
+            np.linalg.norm(ahead + flow.at(flow.back, ahead) - begun, axis=1)
+            for ahead in (fine, coarse)
         )
-        checked = (there & again).ravel().astype(bool)
-        checked &= np.linalg.norm(back - begun, axis=1) <= self.options.max_error
-        checked &= np.linalg.norm(fine - coarse, axis=1) <= 2 * RADIUS
-        steady = np.linalg.norm(coarse + flow.at(flow.back, coarse) - begun, axis=1) <= STEADY
-        return np.where(checked[:, None], fine, coarse), checked | steady
+        good = there.ravel().astype(bool) & (missed <= limit)
+        good &= np.linalg.norm(fine - coarse, axis=1) <= 2 * RADIUS
+        return np.where(good[:, None], fine, coarse), good | (off <= limit)
 
     def _align(
-        self, patches: Patches, image: np.ndarray, place: np.ndarray, which: np.ndarray, least: float
+        self,
+        patches: Patches,
+        image: np.ndarray,
+        place: np.ndarray,
+        which: np.ndarray,
+        least: float,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Points (n, 2) moved to their patches, which (n,) could be, and the correlation (n,)."""
         moved, warp, like = patches.align(image, place, which)
@@ -237,13 +244,9 @@ class Follower:
         led = (weight @ points.step[guides] + 1e-3 * steps[which]) / (total + 1e-3)
         place = points.position[which] + led
 
-        found = np.zeros(len(which), bool)
-        best = place.copy()
-        for patches in (self.recent, self.born):
-            moved, warp, like = patches.align(image, place, which, iterations=5)
-            good = (like >= options.min_found) & (np.linalg.norm(moved - place, axis=1) <= RADIUS)
-            patches.warp[which[good]] = warp[good]
-            best[good], found = moved[good], found | good
+        best, warp, like = self.recent.align(image, place, which, iterations=4)
+        found = (like >= options.min_found) & (np.linalg.norm(best - place, axis=1) <= RADIUS)
+        self.recent.warp[which[found]] = warp[found]
         found &= self._inside(best)
         change = self._color(frame, best) - points.color[which]
         found &= np.abs(change).max(-1, initial=0) <= options.max_change

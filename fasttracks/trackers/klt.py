@@ -22,7 +22,7 @@ class KLT:
     Attributes:
         tracks: how many, if no queries are given; None: 900 of 50 frames, more of longer clips.
         window: side of the patch that Lucas–Kanade compares, in pixels.
-        max_error: between where a step began and where tracking back leads, in pixels.
+        max_error: between where a step began and where the flow back leads, in pixels.
         min_recent: likeness to the patch of its last change of looks that tells where a point is.
         min_born: likeness to its patch at birth that does.
         least: likeness to the former below which a point is lost.
@@ -35,7 +35,7 @@ class KLT:
 
     tracks: int | None = None
     window: int = 15
-    max_error: float = 0.5
+    max_error: float = 1.0
     min_recent: float = 0.7
     min_born: float = 0.8
     least: float = 0.4
