@@ -37,6 +37,10 @@ class Video:
     times: np.ndarray
     image_size: tuple[int, int]
 
+    def __getitem__(self, part: slice) -> Video:
+        """Some of the frames."""
+        return Video(self.frames[part], self.times[part], self.image_size)
+
     @property
     def fps(self) -> float:
         """Frames per second by the median time step; NaN for a single frame."""
@@ -125,8 +129,13 @@ def _check_options(start: float, frames: int | None, every: int, max_size: int |
     if not 0 <= start < 1e9:
         raise InputError(f"start: expected seconds, 0 or more, found {start}")
     for name, value in (("frames", frames), ("every", every), ("max_size", max_size)):
-        if value is not None and not (isinstance(value, int | np.integer) and value >= 1):
-            raise InputError(f"{name}: expected a whole number, 1 or more, found {value}")
+        check_count(name, value)
+
+
+def check_count(name: str, value: int | None) -> None:
+    """Raise InputError unless the option `name` is a whole number above 0, or None."""
+    if value is not None and not (isinstance(value, int | np.integer) and value >= 1):
+        raise InputError(f"{name}: expected a whole number, 1 or more, found {value}")
 
 
 def _check_file(path: Path) -> None:

@@ -190,7 +190,7 @@ def _video_options(sub: argparse.ArgumentParser) -> None:
     video.add_argument("--checkpoint", metavar="FILE", help="CoTracker's weights")
     video.add_argument("--start", type=float, default=0.0, metavar="SECONDS", help="skip these")
     video.add_argument("--frames", type=int, default=50, help="read at most this many")
-    video.add_argument("--every", type=int, default=1, metavar="N", help="take every Nth frame")
+    video.add_argument("--every", type=int, default=1, metavar="N", help="keep every Nth frame")
     video.add_argument(
         "--max-size", type=int, default=1024, metavar="PX", help="shrink the longer side to this"
     )

@@ -26,7 +26,7 @@ from fasttracks.network import TracksTo4D
 from fasttracks.performance.sample import CLIP
 from fasttracks.reconstruction import Reconstruction
 from fasttracks.tracks import Tracks
-from fasttracks.video import Video, read_video
+from fasttracks.video import Video
 
 
 def demo(options: argparse.Namespace) -> None:
@@ -61,7 +61,7 @@ def reconstruct(options: argparse.Namespace) -> None:
 
 
 def _track(options: argparse.Namespace) -> tuple[Tracks, Video]:
-    from fasttracks.trackers import get_tracker, to_tracks
+    from fasttracks.trackers import get_tracker, read_whole, to_tracks
 
     if options.checkpoint and options.tracker != "cotracker":
         raise InputError(
@@ -70,7 +70,7 @@ def _track(options: argparse.Namespace) -> tuple[Tracks, Video]:
     cotracker = {"checkpoint": options.checkpoint, "device": options.device}
     tracker = get_tracker(options.tracker, **cotracker if options.tracker == "cotracker" else {})
     with stage("decode"):
-        video = read_video(
+        whole = read_whole(
             options.input,
             start=options.start,
             frames=options.frames,
@@ -78,11 +78,13 @@ def _track(options: argparse.Namespace) -> tuple[Tracks, Video]:
             max_size=options.max_size,
             progress=sys.stderr.isatty(),
         )
+    video = whole[:: options.every]
     count, height, width, _ = video.frames.shape
     span = f"{video.times[0]:.2f} to {video.times[-1]:.2f} s"
     say(f"  {count} frames of {width}×{height} px, {span}")
     with stage(f"track ({options.tracker})"):
-        return to_tracks(video, tracker, progress=sys.stderr.isatty()), video
+        tracks = to_tracks(whole, tracker, every=options.every, progress=sys.stderr.isatty())
+    return tracks, video
 
 
 def _load(options: argparse.Namespace) -> TracksTo4D:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fasttracks.errors import InputError
-from fasttracks.trackers import check_frames, grid_queries
+from fasttracks.trackers import check_frames, check_queries, grid_queries
 
 PACKAGE = "pip install git+https://github.com/facebookresearch/co-tracker (CC-BY-NC)"
 WEIGHTS = (
@@ -54,14 +54,16 @@ class CoTracker:
             )
 
     def __call__(
-        self, frames: np.ndarray, *, progress: bool = False
+        self, frames: np.ndarray, queries: np.ndarray | None = None, *, progress: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Track; see `Tracker`."""
+        """Track; see `Tracker`. Without queries, those of `grid_queries`, in its order."""
         from tqdm import tqdm
 
         check_frames(frames)
         count, height, width, _ = frames.shape
-        queries = grid_queries(count, height, width, self.grid, self.every)
+        if queries is None:
+            queries = grid_queries(count, height, width, self.grid, self.every)
+        queries = check_queries(queries, frames)
         tracks = np.tile(queries[:, 1:], (count, 1, 1))
         visible = np.zeros(tracks.shape[:2], bool)
 

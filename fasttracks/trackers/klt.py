@@ -1,81 +1,126 @@
-"""Pyramidal Lucas–Kanade tracking (KLT), from OpenCV."""
+"""Lucas–Kanade tracking (KLT) with a memory of what each point looks like; OpenCV and numpy."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from fasttracks.errors import InputError
-from fasttracks.trackers import check_frames, grid_queries
+from fasttracks.trackers import check_frames, check_queries, usual_count
+from fasttracks.trackers.follower import Flow, Follower, Frame
+from fasttracks.trackers.seeding import Grid, moving, place
+
+FIRST = 0.4  # of the tracks start in the first frame
+BETWEEN = 5  # frames between later starts
+SPARE = 1.2  # times as many tracks as asked for, as some are seen in one frame
 
 
 @dataclass(frozen=True)
 class KLT:
-    """Follows each point from its frame forwards and backwards, one frame at a time.
-
-    A step counts if tracking back from where it leads returns to where it began, and the
-    patches at both ends look alike. Otherwise the point is lost: it keeps its position and is
-    unseen from there on in that direction.
+    """Follows each point from its frame forwards and backwards; see `Follower`.
 
     Attributes:
-        grid: points along each side of a grid.
-        every: frames between grids.
-        window: side of the patch compared, in pixels.
-        levels: pyramid levels above the full image.
-        max_error: between where a step began and where tracking back leads, in pixels.
-        max_difference: between the patches at both ends, the mean in gray levels of 255.
+        tracks: how many, if no queries are given; None: 900 of 50 frames, more of longer clips.
+        window: side of the patch that Lucas–Kanade compares, in pixels.
+        max_error: between where a step began and where the flow back leads, in pixels.
+        min_recent: likeness to the patch of its last change of looks that tells where a point is.
+        min_born: likeness to its patch at birth that does.
+        least: likeness to the former below which a point is lost.
+        renew: likeness to the former below which it is taken anew.
+        patience: frames that a point is followed while neither patch is found.
+        max_change: of a point's colour from one frame to the next, of 255.
+        memory: frames that a lost point is looked for.
+        min_found: likeness that finds it.
     """
 
-    grid: int = 15
-    every: int = 20
-    window: int = 21
-    levels: int = 3
-    max_error: float = 0.5
-    max_difference: float = 20.0
+    tracks: int | None = None
+    window: int = 15
+    max_error: float = 1.0
+    min_recent: float = 0.7
+    min_born: float = 0.8
+    least: float = 0.4
+    renew: float = 0.9
+    patience: int = 5
+    max_change: float = 25.0
+    memory: int = 20
+    min_found: float = 0.85
 
     def __post_init__(self) -> None:
-        for name, least in (("grid", 1), ("every", 1), ("window", 3), ("levels", 0)):
+        for name, least in (("tracks", 1), ("window", 3), ("patience", 0), ("memory", 0)):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
+            if value is not None and (not isinstance(value, int) or value < least):
                 raise InputError(f"{name}: expected a whole number, {least} or more, found {value}")
 
     def __call__(
-        self, frames: np.ndarray, *, progress: bool = False
+        self, frames: np.ndarray, queries: np.ndarray | None = None, *, progress: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Track; see `Tracker`."""
-        import cv2
+        """Track; see `Tracker`.
+
+        Without queries tracks start on texture, on what moves and where others thin out. Those
+        seen in a single frame are dropped.
+        """
         from tqdm import tqdm
 
         check_frames(frames)
-        count, height, width, _ = frames.shape
-        gray = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
-        queries = grid_queries(count, height, width, self.grid, self.every)
-        start = queries[:, 0].astype(int)
+        prepared: list[Frame] = []
+        flows: list[Flow] = []
+        for image in tqdm(frames, desc="flow", unit="frame", disable=not progress):
+            prepared.append(Frame(image))
+            if len(prepared) > 1:
+                flows.append(Flow(*prepared[-2:]))
+        with tqdm(total=2 * len(frames), desc="track", unit="frame", disable=not progress) as bar:
+            if queries is not None:
+                queries = check_queries(queries, frames)
+                return self._both_ways(prepared, flows, queries[:, 0].astype(int), queries, bar)
+            count = self.tracks or usual_count(len(frames))
+            start = _starts(len(frames), round(SPARE * count))
+            tracks, visible = self._both_ways(prepared, flows, start, None, bar)
+        often = np.flatnonzero(visible.sum(0) > 1)
+        often = often if len(often) else np.arange(len(start))
+        kept = often[np.linspace(0, len(often) - 1, min(count, len(often))).round().astype(int)]
+        return tracks[:, kept], visible[:, kept]
 
-        tracks = np.tile(queries[:, 1:], (count, 1, 1))
-        visible = start == np.arange(count)[:, None]
-        forwards = [(t, t + 1) for t in range(count - 1)]
-        backwards = [(t + 1, t) for t in reversed(range(count - 1))]
-        for t, to in tqdm(forwards + backwards, desc="track", unit="frame", disable=not progress):
-            begun = start <= t if to > t else start >= t
-            tracks[to, begun] = tracks[t, begun]
-            alive = np.flatnonzero(begun & visible[t])
-            moved, found = self._step(gray[t], gray[to], tracks[t, alive])
-            tracks[to, alive[found]] = moved[found]
-            visible[to, alive[found]] = True
+    def _both_ways(
+        self,
+        frames: Sequence[Frame],
+        flows: Sequence[Flow],
+        start: np.ndarray,
+        queries: np.ndarray | None,
+        bar: "tqdm",
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Tracks (T, N, 2) and visibility (T, N) of points that start in frames (N,).
+
+        Without `queries` (N, 3) it is chosen on the way forwards where.
+        """
+        count, grid = len(frames), Grid(frames[0].size)
+        tracks = np.zeros((count, len(start), 2), np.float32)
+        visible = np.zeros(tracks.shape[:2], bool)
+        points = np.zeros((len(start), 2), np.float32) if queries is None else queries[:, 1:]
+        ahead = [(t, t - 1, flow) for t, flow in enumerate([None, *flows])]
+        back = [(t, t + 1, flow and flow.reversed()) for t, flow in enumerate([*flows, None])]
+        for forward, way in ((True, ahead), (False, back[::-1])):
+            follower, known = Follower(self), np.zeros(0, int)
+            for t, before, flow in way:
+                follower.push(frames[t], flow)
+                seen = follower.visible
+                visible[t, known] = seen
+                if len(known):
+                    held = tracks[before, known]
+                    tracks[t, known] = np.where(seen[:, None], follower.position, held)
+                new = np.flatnonzero(start == t)
+                if len(new) and forward and queries is None:
+                    subject = moving(grid, flows, t)
+                    points[new] = place(grid, frames[t], subject, follower.position[seen], len(new))
+                follower.add(points[new])
+                known = np.append(known, new)
+                tracks[t, new], visible[t, new] = points[new], True
+                bar.update()
         return tracks, visible
 
-    def _step(
-        self, image: np.ndarray, other: np.ndarray, points: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Where the (n, 2) `points` of one image are in the other, and which (n,) are found."""
-        import cv2
 
-        if not len(points):
-            return points, np.zeros(0, bool)
-        options = {"winSize": (self.window, self.window), "maxLevel": self.levels}
-        moved, there, difference = cv2.calcOpticalFlowPyrLK(image, other, points, None, **options)
-        back, again, _ = cv2.calcOpticalFlowPyrLK(other, image, moved, None, **options)
-        found = (there & again & (difference <= self.max_difference)).ravel().astype(bool)
-        found &= np.linalg.norm(back - points, axis=1) <= self.max_error
-        found &= ((moved >= 0) & (moved <= np.array(image.shape[::-1]) - 1)).all(axis=1)
-        return moved, found
+def _starts(frames: int, tracks: int) -> np.ndarray:
+    """The frames (N,) that tracks start in: many in the first, the rest evenly."""
+    later = sorted({*range(BETWEEN, frames, BETWEEN), frames - 1} - {0})
+    first = round(FIRST * tracks) if later else tracks
+    rest = np.array(later or [0])[np.arange(tracks - first) * len(later) // (tracks - first or 1)]
+    return np.concatenate([np.zeros(first, int), rest])
