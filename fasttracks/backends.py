@@ -2,9 +2,9 @@
 
 import warnings
 from collections.abc import Callable
-from functools import cache
+from functools import cache, wraps
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -68,17 +68,45 @@ def missing(device: torch.device | None) -> str | None:
 
 @cache
 def triton() -> Backend:
-    """The Triton kernels, which are imported at the first call."""
-    from fasttracks.kernels import attention, compose_project, embed, heads, mlp
+    """The Triton kernels, which are imported at the first call.
 
+    An operation that has a kernel of which the compiler leaves nothing is plain torch's from then
+    on, after a warning; `__wrapped__` of each is the operation that raises `EmptyKernel` instead.
+    """
+    from triton import knobs
+
+    from fasttracks.kernels import attention, common, compose_project, embed, heads, mlp
+
+    knobs.runtime.kernel_load_start_hook.add(common.refuse_empty)
+    kernels: dict[str, Callable[..., Any]] = {
+        "embed": embed.embed,
+        "attention": attention.attention,
+        "mlp": mlp.mlp,
+        "heads": heads.heads,
+        "compose_project": compose_project.compose_project,
+    }
     return Backend(
-        "triton",
-        embed.embed,
-        attention.attention,
-        mlp.mlp,
-        heads.heads,
-        compose_project.compose_project,
+        "triton", **{n: _unless_empty(n, f, common.EmptyKernel) for n, f in kernels.items()}
     )
+
+
+def _unless_empty(
+    name: str, kernel: Callable[..., Any], error: type[Exception]
+) -> Callable[..., Any]:
+    twin = getattr(TORCH, name)
+    run = kernel
+
+    @wraps(kernel)
+    def operation(*arguments: Any, **keywords: Any) -> Any:
+        nonlocal run
+        try:
+            return run(*arguments, **keywords)
+        except error as problem:
+            run = twin
+            _fall_back(f"{problem}, for {name}")
+            return run(*arguments, **keywords)
+
+    return operation
 
 
 @cache  # once a reason

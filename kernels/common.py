@@ -2,6 +2,8 @@
 # mypy: allow-untyped-defs
 
 import functools
+import re
+from pathlib import Path
 
 import torch
 import triton
@@ -12,6 +14,27 @@ from fasttracks.kernels.device import capability
 
 EPS = tl.constexpr(1e-5)  # of every LayerNorm
 GLUON = tuple(int(n) for n in triton.__version__.split(".")[:2]) >= (3, 6)  # as used here
+
+
+class EmptyKernel(RuntimeError):
+    """The compiler left nothing of a kernel; launching it would end all work on the GPU."""
+
+
+def is_empty(ptx: str) -> bool:
+    """Whether a compiled kernel stores nothing, as where the compiler left a bare trap of it."""
+    return re.search(r"\b(st|cp|red|atom)\.\S*global", ptx) is None
+
+
+def refuse_empty(*loading) -> None:
+    """A hook for Triton to call before it loads a kernel: raises EmptyKernel for one.
+
+    `loading` is the module and function, which are not there yet, the kernel's name, the paths of
+    its compiled forms by file name, and its hash.
+    """
+    name, paths = loading[2:4]
+    for file, path in (paths or {}).items():
+        if file.endswith(".ptx") and is_empty(Path(path).read_text()):
+            raise EmptyKernel(f"Triton {triton.__version__} compiled the kernel {name} to nothing")
 
 
 @functools.cache

@@ -36,6 +36,7 @@ from fasttracks.kernels import (
     mlp,
     mlp_hopper,
 )
+from fasttracks.kernels.common import GLUON, is_empty
 from fasttracks.kernels.launches import shipped
 
 ARCHITECTURES = (80, 90, 100)
@@ -182,11 +183,18 @@ CASES = [
         )
         for K in (12, 32)
     ),
-    Case(
-        "embed",
-        embed._embed,
-        {"FEATURES": 76, **CHANNELS, **launched("embed")},
-        {"tokens": "*fp16", **LENGTHS},
+    *(
+        Case(
+            name,
+            embed._embed,
+            {"FEATURES": 76, **CHANNELS, **launch},
+            {"tokens": "*fp16", **LENGTHS},
+            architectures,
+        )
+        for name, launch, architectures in (
+            ("embed", launched("embed"), ARCHITECTURES),
+            ("embed many", launched("embed", "sm_90"), (90,)),
+        )
     ),
     Case(
         "heads sum",
@@ -238,8 +246,8 @@ def compile_for(architecture: int, case: Case) -> dict[str, Any]:
     """Compile down to machine code and read its resources.
 
     Returns:
-        name, architecture; registers per thread; stack in bytes per thread (spills live there);
-        shared memory in bytes per block; wgmma: whether Hopper's matrix instruction is used;
+        name, architecture; empty: whether nothing is left of it; stack in bytes per thread (spills
+        live there); shared memory in bytes per block; wgmma: whether Hopper's matrix instruction is used;
         overlaps: whether it may begin before the launch before it is done;
         specialised: arguments that are numbers and whose value may compile the kernel anew.
     """
@@ -272,12 +280,12 @@ def compile_for(architecture: int, case: Case) -> dict[str, Any]:
         usage = subprocess.check_output(
             [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", cubin.name], text=True
         )
-    (resources,) = re.findall(r"REG:(\d+) STACK:(\d+)", usage)
+    (stack,) = re.findall(r"STACK:(\d+)", usage)
     return {
         "name": case.name,
         "architecture": architecture,
-        "registers": int(resources[0]),
-        "stack": int(resources[1]),
+        "empty": is_empty(compiled.asm["ptx"]),
+        "stack": int(stack),
         "shared": compiled.metadata.shared,
         "wgmma": "wgmma" in compiled.asm["ptx"],
         "overlaps": "griddepcontrol.wait" in compiled.asm["ptx"],
@@ -286,7 +294,12 @@ def compile_for(architecture: int, case: Case) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    todo = [(a, case) for case in CASES for a in case.architectures]
+    todo = [
+        (architecture, case)
+        for case in CASES
+        for architecture in case.architectures
+        if GLUON or not isinstance(case.kernel, GluonJITFunction)
+    ]
     # Most of it is not Python.
     with ThreadPoolExecutor(os.cpu_count()) as pool, tempfile.TemporaryDirectory() as cache:
         triton.knobs.cache.dir = cache

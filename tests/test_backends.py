@@ -91,6 +91,44 @@ def test_what_the_kernels_can_not_run_is_plain_torch(monkeypatch):
     assert mixed.embed == mixed.heads == "kernel"
 
 
+def test_an_operation_whose_kernel_is_empty_is_plain_torch_and_says_so_once(tmp_path):
+    pytest.importorskip("triton")
+    from fasttracks.kernels.common import EmptyKernel, refuse_empty
+
+    calls = []
+    path = tmp_path / "_embed.ptx"
+    path.write_text(".visible .entry _embed(.param .u64 .ptr .global .align 16 x) { trap; ret; }")
+
+    def embed(*arguments):
+        calls.append(arguments)
+        refuse_empty(None, None, "_embed", {path.name: str(path), "_embed.cubin": "?"}, "?")
+
+    backends._fall_back.cache_clear()
+    operation = backends._unless_empty("embed", embed, EmptyKernel)
+    layers = tiny_network(dtype=torch.float32).requires_grad_(False).embedding
+    weights = map(ops.affine, (layers.norm_in, layers.linear, layers.norm_out))
+    given = (random_tracks(3, 4, dtype=torch.float32), *weights)
+    with pytest.warns(UserWarning, match="compiled the kernel _embed to nothing, for embed") as said:
+        for _ in range(2):
+            assert torch.equal(operation(*given), ops.embed(*given))
+    assert len(said) == len(calls) == 1
+    with pytest.raises(EmptyKernel):
+        operation.__wrapped__(*given)
+
+
+def test_a_kernel_that_stores_is_not_empty(tmp_path):
+    pytest.importorskip("triton")
+    from fasttracks.kernels.common import refuse_empty
+
+    for i, store in enumerate(
+        ("st.global.v4.b32 [%rd1], {%r1};", "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group")
+    ):
+        path = tmp_path / f"{i}.ptx"
+        path.write_text(f"@%p1 trap;\n@%p2 {store}")
+        refuse_empty(None, None, "_embed", {path.name: str(path)}, "?")
+    refuse_empty(None, None, "_embed", None, "?")
+
+
 @pytest.mark.parametrize("source", ["parameters", "tracks", "nothing"])
 def test_gradients_are_seen(monkeypatch, source):
     seen = []

