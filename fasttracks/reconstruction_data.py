@@ -9,6 +9,7 @@ import numpy as np
 from fasttracks.checks import check_arrays
 from fasttracks.errors import InputError, printable
 from fasttracks.files import Npz, write_npz
+from fasttracks.parallax import SHARE, ray_spread
 from fasttracks.tracks import check_colors, check_image_size, check_times
 
 if TYPE_CHECKING:
@@ -28,6 +29,10 @@ _RULES = {
     "visibility": "TN flags",
 }
 
+# Of the mean log γ of moving tracks over that of still ones, and of it alone, in radians: what
+# generated clips in which something moves have at least, and those in which nothing does have not.
+_APART, _MOVES = np.log(5), np.log(0.012)
+
 ArrayT = TypeVar("ArrayT", np.ndarray, "Tensor")  # all arrays of one are of one kind
 
 
@@ -46,7 +51,8 @@ class ReconstructionData(Generic[ArrayT]):
         reprojection: (T, N, 2) pixels.
         basis: (K, N, 3) and coefficients (T, K): points = coefficients · basis.
             basis[0] is the static scene, coefficients[:, 0] is 1.
-        motion: (N,) γ, large where a point moves on its own.
+        motion: (N,) γ, in radians about how far a point's track is from any static point's, as the
+            network sees it and, after bundle adjustment, as was found.
         tracks: (T, N, 2) pixels and visibility (T, N) bool, as they were used.
         image_size: (height, width) in pixels, or None if it was not known.
         times: (T,) float64 seconds in the video, or None if they were not known.
@@ -88,13 +94,32 @@ class ReconstructionData(Generic[ArrayT]):
 
     @property
     def moving(self) -> ArrayT:
-        """(N,) bool: γ stands out by three robust standard deviations of log γ."""
+        """(N,) bool: γ is in the upper of the two classes that the clip's fall into, or, where these
+        don't part clearly, stands out by four robust standard deviations of log γ.
+
+        Tracks seen in one frame tell of no motion and are not among them.
+        """
+        moving = _numpy(self.visibility).sum(0) > 1
         level = np.log(_numpy(self.motion))
-        median = np.median(level)
-        moving = level > median + 3 * 1.4826 * np.median(np.abs(level - median))
+        moving &= level > _split(level[moving])
         if isinstance(self.motion, np.ndarray):
             return moving
         return self.motion.new_tensor(moving).bool()
+
+    @property
+    def parallax(self) -> float:
+        """Degrees that a still point's views are spread over (RMS), of the tenth that is seen best.
+
+        Below about `fasttracks.parallax.LEAST` the clip tells hardly any depth: it is the network's
+        guess. NaN where no still track is seen twice.
+        """
+        rec = self.numpy()
+        still = ~rec.moving & (rec.visibility.sum(0) > 1)
+        if not still.any():
+            return np.nan
+        points, position = rec.static_points[still], rec.camera_to_world[:, :3, 3]
+        spread = ray_spread(points.astype(float), position.astype(float), rec.visibility[:, still])
+        return float(np.degrees(np.quantile(spread, SHARE)))
 
     @property
     def reprojection_error(self) -> ArrayT:
@@ -145,6 +170,27 @@ class ReconstructionData(Generic[ArrayT]):
         if not arrays["visibility"].any():
             raise InputError(f"{where} has no position that is seen; expected at least one")
         return cls(**arrays)
+
+
+def _split(level: np.ndarray) -> float:
+    """What parts values (n,) of log γ into those of still and of moving tracks.
+
+    Otsu's threshold ("A threshold selection method from gray-level histograms", 1979), which parts
+    the values of any clip; where too little lies between the classes, one for outliers.
+    """
+    if len(level) < 2:
+        return np.inf
+    x = np.sort(level.astype(np.float64))
+    below = np.arange(1, len(x))
+    above = len(x) - below
+    total = x.cumsum()
+    lower, upper = total[:-1] / below, (total[-1] - total[:-1]) / above
+    i = int((below * above * (upper - lower) ** 2).argmax())
+    if upper[i] - lower[i] > _APART and upper[i] > _MOVES:
+        return float(x[i] + x[i + 1]) / 2
+    median = np.median(x)
+    deviation = 1.4826 * np.median(np.abs(x - median))
+    return float(median + max(4 * deviation, np.log(2)))
 
 
 def _numpy(array: Any) -> np.ndarray:

@@ -24,6 +24,7 @@ from fasttracks.geometry import (
     to_camera,
 )
 from fasttracks.graphs import replayed
+from fasttracks.parallax import LEAST, SHARE, ray_spread
 from fasttracks.refine.cameras import Evidence, Scene, adjust, choose
 from fasttracks.refine.motion import Motion, Sight, adjust_motion, principal
 from fasttracks.refine.positive_definite import has_kernels, solve
@@ -36,8 +37,10 @@ MOVING_DEPTH = 0.02  # of a whole track of its depths of what moves
 UNSEEN = 0.1  # weight of where the network sees what moves, in frames in which its track is lost
 ACCELERATION = 0.01  # of what moves, as a share of the median depth, a frame²
 STATIC = 6 * NOISE, 4  # a track whose static scale is less, seen so often, doesn't move
-NO_PARALLAX = 0.01  # radians that the views of static points are spread over
-FEW = 8  # static tracks in nearly every frame that cameras are believed from
+HELD_DEPTH = 0.02  # of the network's depths where there is no parallax to tell them by
+CLEAN = 12  # parallax, in typical offsets of static tracks, that tells depth however small it is
+FEW = 8  # static tracks from a frame to the next, in most frames, that cameras are believed from
+LINKS = 3  # static tracks that any two parts of a clip share, or nothing tells how they lie
 DOUBT = 1.8, 0.45  # least γ that camera turns differ from the network's, share of static tracks
 
 _COARSE_ROUNDS, _COARSE_ITERATIONS = 2, 3
@@ -60,16 +63,16 @@ def bundle(
 
     known_focal (B,) bool: the focal length that normalised the tracks is the true one; else one
     correction a clip is found. A clip whose cost would not fall keeps its prediction. The first
-    camera stays where it was, scale is about the prediction's, γ the network's. float32 in and
-    out; the best start is found in float32, and made accurate in float64. Finite whatever the
-    tracks are.
+    camera stays where it was, scale is about the prediction's; γ is the network's and what is found
+    in the mean. float32 in and out; the best start is found in float32, and made accurate in
+    float64. Finite whatever the tracks are.
     """
     run = partial(replayed, _bundle) if has_kernels(tracks.device) else _bundle
-    *fields, before, after, kept, doubtful, gain, spread, static = run(
+    *fields, before, after, kept, doubtful, gain, flat, static, thin, apart = run(
         *prediction, tracks, known_focal
     )
     iterations = _COARSE_ROUNDS * _COARSE_ITERATIONS + _FINE_ROUNDS * _FINE_ITERATIONS
-    how = (kept, doubtful, gain, spread, static)
+    how = (kept, doubtful, gain, flat, static, thin, apart)
     outcome = [_outcome(*values) for values in zip(*(v.tolist() for v in how), strict=True)]
     return Prediction(*fields), Report(before, after, iterations, outcome)
 
@@ -78,8 +81,9 @@ def _bundle(*inputs: Tensor) -> tuple[Tensor, ...]:
     """What `bundle` does, from and to tensors: a prediction's fields and how it went.
 
     That is the cost before and after, whether the input was kept, whether for want of static
-    tracks, the last step's gain, parallax and the share of static tracks, (B,) each. Waits for no
-    device.
+    tracks, the last step's gain, whether there is no parallax, the share of static tracks, the
+    share of frames that few of them lead to from the one before, and whether they fail to link all
+    frames, (B,) each. Waits for no device.
     """
     *fields, tracks, known_focal = inputs
     given = Prediction(*(value.float() for value in fields))
@@ -100,8 +104,9 @@ def _bundle(*inputs: Tensor) -> tuple[Tensor, ...]:
     scene, gain = problem.fine(_double(rough))
     scene = _placed(scene, _double(network))
     before, after = (likelihood(s, problem.evidence) for s in (_double(network), scene))
-    static = problem.static(scene)
-    motion = problem.motion(scene, given, static)
+    scale = problem.scale(scene)
+    static = problem.static(scale)
+    motion = problem.motion(scene, given, static, scale)
 
     focal = scene.log_focal.exp()[:, None].expand(given.focal.shape)
     cameras = [value.float() for value in (scene.rotation, scene.position, focal)]
@@ -114,7 +119,7 @@ def _bundle(*inputs: Tensor) -> tuple[Tensor, ...]:
         cameras[2],
         coefficients,
         basis,
-        given.motion,
+        _told(given.motion.to(scale.dtype), scale, static).float(),
         points,
         points_camera,
         project(points_camera, cameras[2]),
@@ -123,24 +128,40 @@ def _bundle(*inputs: Tensor) -> tuple[Tensor, ...]:
     doubtful = problem.doubtful(scene, static)
     kept = ~((after < before) & finite) | doubtful
     result = Prediction(*(choose(kept, a, b) for a, b in zip(given, adjusted, strict=True)))
-    spread = parallax(scene, problem.observed, static)
+    flat = problem.flat(scene, static)
     after = torch.where(kept, before, after)
     share = static.double().mean(1)
-    return *result, before, after, kept, doubtful, gain, spread, share
+    thin, apart = problem.links(static)
+    return *result, before, after, kept, doubtful, gain, flat, share, thin, apart
 
 
-def _outcome(kept: bool, doubtful: bool, gain: float, spread: float, static: float) -> str:
+def _outcome(
+    kept: bool, doubtful: bool, gain: float, flat: bool, static: float, thin: float, apart: bool
+) -> str:
     """In words: whether the input was kept, else how it ended and what is not known."""
     if doubtful:
         return "too few static tracks to adjust cameras, kept the network's answer"
     if kept:
         return "no better cameras found, kept the network's answer"
-    words = ["converged" if gain < 1e-3 else "out of iterations"]
-    if static < 0.1:
+    words = ["converged" if gain < 1e-3 else "not fully converged"]
+    if apart:
+        words = ["frames share no static tracks with others before or after, cameras are uncertain"]
+    elif static < 0.1:
         words.append("hardly any static tracks, cameras are uncertain")
-    elif spread < NO_PARALLAX:
+    elif thin > 0.1:
+        words.append(f"few static tracks in {thin:.0%} of frames, cameras there are uncertain")
+    if flat:
         words.append("no parallax, depths are the network's")
     return ", ".join(words)
+
+
+def _told(gamma: Tensor, scale: Tensor, static: Tensor) -> Tensor:
+    """γ (B, N) by what the network says and the scale that was found, which errs elsewhere.
+
+    Their geometric mean, as large for what is static as the network's is.
+    """
+    ratio = torch.where(static, gamma / scale, torch.nan).nanmedian(1, keepdim=True).values
+    return (gamma * scale * ratio.nan_to_num(1.0)).sqrt()
 
 
 class _Problem(NamedTuple):
@@ -150,6 +171,7 @@ class _Problem(NamedTuple):
     evidence: Evidence
     observed: Tensor  # (B, T, N)
     mobility: Tensor  # (B, N) 1 for a track that stands still as far as the network knows, or more
+    spread: Tensor  # (B,) parallax as the network sees it
 
     @classmethod
     def of(cls, start: Scene, gamma: Tensor, tracks: Tensor, known_focal: Tensor) -> "_Problem":
@@ -177,34 +199,57 @@ class _Problem(NamedTuple):
             torch.full_like(free, FOCAL**-2),
             free,
         )
-        return cls(start, evidence, observed, mobility)
+        spread = parallax(start, observed, mobility < 2)
+        return cls(start, evidence, observed, mobility, spread)
 
     def coarse(self) -> tuple[Scene, Scene]:
-        """The better half of the starts, adjusted roughly and as given."""
+        """The better half of the starts, adjusted roughly and as given.
+
+        The second, reversed one only where there is parallax to tell it by.
+        """
         scene, e = self.start, self.evidence
         damping = torch.full_like(e.log_focal, 1e-3)
         for _ in range(_COARSE_ROUNDS):
             e = self.weighed(scene, e.scale, 6)
             scene, damping, _ = adjust(scene, e, damping.clamp(max=1e-2), _COARSE_ITERATIONS)
         first, second = likelihood(scene, e).view(2, -1)
-        second_better = (second < first) | first.isnan()
+        second_better = ((second < first) & ~(self.spread[: len(first)] < LEAST)) | first.isnan()
         best, start = (
             Scene(*(choose(second_better, b, a) for a, b in (v.chunk(2) for v in s)))
             for s in (scene, self.start)
         )
         return best, start
 
-    def weighed(self, scene: Scene, scale: Tensor, iterations: int) -> Evidence:
-        """The evidence with each track's scale, from `scale`, and with less trust in the network's
-        cameras the further the scene's are from them: one Cauchy distribution a clip.
+    def weighed(self, scene: Scene, scale: Tensor, iterations: int, hold: bool = False) -> Evidence:
+        """The evidence with each track's scale, from `scale`, and trust in the network by how near
+        the scene is to what it says: one Cauchy distribution a clip for cameras, and a narrower one
+        a track for points that are farther than it says, as those at infinity are. `hold`: depths
+        are held to the network's where there is no parallax.
         """
         e = self.evidence
+        scale = fit_scale(scene, e, scale, iterations)
         trust = 1 / (1 + self.change(scene)[:, None])
+        depth = _in_front(to_camera(scene.points[:, None], scene.rotation, scene.position)[..., 2])
+        farther = (e.depth_weight * (depth.log() - e.log_depth)).sum(1, keepdim=True).clamp(min=0)
+        # The weights of a track sum to 1 / DEPTH².
+        firmness = 1 / (1 + (DEPTH * farther).square()).square()
+        if hold:
+            held = self.flat(scene, self.static(scale))[:, None, None]
+            firmness = torch.where(held, (DEPTH / HELD_DEPTH) ** 2, firmness)
         return e._replace(
-            scale=fit_scale(scene, e, scale, iterations),
+            scale=scale,
+            depth_weight=firmness * e.depth_weight,
             turn_weight=trust * e.turn_weight,
             step_weight=trust * e.step_weight,
         )
+
+    def flat(self, scene: Scene, static: Tensor) -> Tensor:
+        """Clips (B,) without parallax: tracks tell no depth, though by their drift they seem to."""
+        spread = torch.fmin(self.spread, parallax(scene, self.observed, static))
+        seen = static[:, None] & (self.observed > 0)
+        square = torch.where(seen, _square(scene, self.evidence), torch.nan)
+        offset = square.flatten(1).nanmedian(1).values.sqrt().rad2deg()
+        return spread < (CLEAN * offset).clamp(max=LEAST)
 
     def change(self, scene: Scene) -> Tensor:
         """Mean square (B,) of how camera turns differ from the network's, in its deviations."""
@@ -218,28 +263,47 @@ class _Problem(NamedTuple):
         e = self.evidence
         gain = torch.ones_like(e.log_focal)
         damping = torch.full_like(e.log_focal, 1e-4)
-        for _ in range(_FINE_ROUNDS):
-            e = self.weighed(scene, e.scale, 10)
+        for i in range(_FINE_ROUNDS):
+            e = self.weighed(scene, e.scale, 10, hold=i > 0)
             scene, damping, gain = adjust(scene, e, damping.clamp(max=1e-3), _FINE_ITERATIONS)
         return scene, gain
 
-    def static(self, scene: Scene) -> Tensor:
+    def scale(self, scene: Scene) -> Tensor:
+        """Each track's scale (B, N) about its static point, to the end."""
+        return fit_scale(scene, self.evidence, self.evidence.scale, 20)
+
+    def static(self, scale: Tensor) -> Tensor:
         """Tracks (B, N) that a static point explains."""
-        scale = fit_scale(scene, self.evidence, self.evidence.scale, 20)
         return (scale * self.mobility < STATIC[0]) & (self.observed.sum(1) >= STATIC[1])
 
     def doubtful(self, scene: Scene, static: Tensor) -> Tensor:
         """Clips (B,) whose cameras hang on few tracks, or follow what may well move.
 
-        The latter: most tracks move, and the others contradict the network by far more than it
-        is usually wrong.
+        The former: in most frames few static tracks lead to the next. The latter: most that do so
+        move, and the others contradict the network by far more than it is usually wrong.
         """
-        count = (self.observed * static[:, None]).sum(2)
-        few = torch.quantile(count, 0.1, dim=1) < FEW
-        minority = static.to(count.dtype).mean(1) < DOUBT[1]
-        return few | (minority & (CAMERA**2 * self.change(scene) > DOUBT[0] ** 2))
+        thin, _ = self.links(static)
+        pairs = self.pairs()
+        share = (pairs * static[:, None]).sum((1, 2)) / pairs.sum((1, 2)).clamp(min=1)
+        far = CAMERA**2 * self.change(scene) > DOUBT[0] ** 2
+        return (thin > 0.5) | ((share < DOUBT[1]) & far)
 
-    def motion(self, scene: Scene, given: Prediction, static: Tensor) -> Motion:
+    def pairs(self) -> Tensor:
+        """Tracks (B, T - 1, N) that are seen in a frame and in the next; one frame is its own."""
+        seen = self.observed
+        return seen[:, 1:] * seen[:, :-1] if seen.shape[1] > 1 else seen
+
+    def links(self, static: Tensor) -> tuple[Tensor, Tensor]:
+        """How well static tracks link frames (B,): the share of pairs of frames that share few, and
+        whether the clip falls into two parts that share hardly any.
+        """
+        thin = ((self.pairs() * static[:, None]).sum(2) < FEW).to(self.observed.dtype).mean(1)
+        seen = self.observed * static[:, None]
+        before, after = seen.cumsum(1) > 0, seen.flip(1).cumsum(1).flip(1) > 0
+        across = (before[:, :-1] & after[:, 1:]).sum(2)
+        return thin, (across < LINKS).any(1)
+
+    def motion(self, scene: Scene, given: Prediction, static: Tensor, scale: Tensor) -> Motion:
         """Low-rank points: static ones those of the scene, the others fitted to their tracks."""
         e = self.evidence
         frames, bases = given.coefficients.shape[1:]
@@ -273,7 +337,7 @@ class _Problem(NamedTuple):
         basis[:, 1:] = torch.where(static[:, None, :, None], 0.0, basis[:, 1:])
 
         middle = _median(log_depth).exp()[:, None]
-        reach = (3 * fit_scale(scene, e, e.scale, 20)).clamp(0.02, 1.0) * middle
+        reach = (3 * scale).clamp(0.02, 1.0) * middle
         moves = (~static[:, None]).to(focal.dtype)
         return adjust_motion(
             Motion(coefficients, basis),
@@ -320,12 +384,11 @@ def likelihood(scene: Scene, evidence: Evidence) -> Tensor:
     return (evidence.weight * terms).sum((1, 2))
 
 
-def parallax(scene: Scene, weight: Tensor, static: Tensor) -> Tensor:
-    """Radians (B,) that the median static track's viewing rays are spread over."""
-    rays = normalize(scene.points[:, None] - scene.position[:, :, None], dim=-1)
-    mean = (weight[..., None] * rays).sum(1) / weight.sum(1).clamp(min=1)[..., None]
-    spread = (1 - mean.square().sum(-1)).clamp(min=0).sqrt()
-    return torch.where(static, spread, torch.nan).nanmedian(1).values.nan_to_num()
+def parallax(scene: Scene, observed: Tensor, still: Tensor) -> Tensor:
+    """Degrees (B,) that the views of still tracks (B, N) are spread over, those seen best."""
+    spread = ray_spread(scene.points, scene.position, observed).rad2deg()
+    spread = torch.where(still & (observed.sum(1) > 1), spread, torch.nan)
+    return spread.nanquantile(SHARE, dim=1)
 
 
 def _square(scene: Scene, evidence: Evidence) -> Tensor:

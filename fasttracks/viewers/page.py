@@ -92,7 +92,9 @@ def _motion_levels(rec: ReconstructionData) -> tuple[np.ndarray, int]:
     level = np.log(rec.motion)
     low, high = np.percentile(level, (2, 99))
     levels = ((level - low) / max(high - low, 1e-6) * 255).clip(0, 255).round()
-    return levels, int(levels[rec.moving].min(initial=255))
+    threshold = int(levels[rec.moving].min(initial=255))
+    # A track that was seen once has some γ, but is not moving.
+    return np.where(rec.moving, levels, levels.clip(max=threshold - 1)), threshold
 
 
 def _jpeg(frame: np.ndarray) -> bytes:
