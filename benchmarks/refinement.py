@@ -211,7 +211,7 @@ def main() -> None:
                 options.tracks,
                 library=library,
                 generator=seeded(1000 * options.seed + i, "validation", device),
-                variety=KINDS[kind],
+                variety=replace(KINDS[kind], assumed_focal=network.config.assumed_focal),
             )
             every = ways(network, options.tuning if i < options.tuned_clips else [])
             if not kinds and not rows:  # what is loaded or compiled once is not counted
@@ -238,7 +238,7 @@ def main() -> None:
             1000,
             library=library,
             generator=seeded(1000 * options.seed, "validation", device),
-            variety=KINDS["orbit"],
+            variety=replace(KINDS["orbit"], assumed_focal=network.config.assumed_focal),
         )
         timed = speed(network, clip)
         print(timed)

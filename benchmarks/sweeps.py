@@ -68,6 +68,7 @@ def main() -> None:
     at_once = min(16, options.clips)
 
     def batches(variety: Variety, size: tuple[int, int], clips: int) -> list[Batch]:
+        variety = replace(variety, assumed_focal=network.config.assumed_focal)
         source = scenes(library, 3, (variety,))
         return [source((at_once, *size), i) for i in range(clips // at_once)]
 

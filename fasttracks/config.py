@@ -22,14 +22,18 @@ class Config:
     bases: int = 12  # K; the first is the static scene
     camera_kernel: int = 31  # frames the camera head sees
     predicts_focal: bool = False  # a focal length correction per frame
+    # In longer sides of the image, the focal length that is assumed where it is unknown.
+    assumed_focal: float = 1.0
 
     def __post_init__(self) -> None:
         sizes = asdict(self)
         bad = [f.name for f in fields(self) if type(sizes[f.name]) is not type(f.default)]
         if bad:
-            raise InputError(f"config: mistyped {', '.join(bad)}; expected whole numbers or a bool")
+            raise InputError(f"config: mistyped {', '.join(bad)}; expected their default's type")
         if any(not 1 <= size <= _LARGEST for size in sizes.values() if type(size) is int):
             raise InputError(f"config: expected sizes from 1 to {_LARGEST}, found {sizes}")
+        if not 0.01 <= self.assumed_focal <= 100:
+            raise InputError(f"config: expected an assumed_focal from 0.01 to 100, found {sizes}")
         if self.rounds > _MOST_ROUNDS:
             raise InputError(f"config: expected at most {_MOST_ROUNDS} rounds, found {self.rounds}")
         block = self.width * (4 * self.heads * self.head_width + 2 * self.mlp_width)

@@ -120,9 +120,9 @@ def reconstruct(
         run = _load_once(run, device, precision)
     network = run.model if isinstance(run, Engine) else run
     heads = network.points.weight
-    cameras = [clip.camera() for clip in clips]
-    arrays = [clip.inputs(camera) for clip, camera in zip(clips, cameras, strict=True)]
-    inputs = torch.from_numpy(np.stack(arrays)).to(heads.device, heads.dtype)
+    cameras = [clip.camera(network.config.assumed_focal) for clip in clips]
+    inputs = torch.stack([clip.inputs(k) for clip, k in zip(clips, cameras, strict=True)])
+    inputs = inputs.to(heads.device, heads.dtype)
     known_focal = torch.tensor(
         [clip.intrinsics is not None for clip in clips], device=inputs.device
     )

@@ -3,13 +3,16 @@
 import os
 import warnings
 from dataclasses import InitVar, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fasttracks.checks import as_numbers, intrinsics_fault
 from fasttracks.errors import InputError
 from fasttracks.files import Npz, write_npz
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _LARGEST_SIDE = 2**20  # pixels
 _LATEST = 1e10  # seconds; Unix times are below
@@ -82,12 +85,12 @@ class Tracks:
         assert self.visibility is not None
         return float(self.visibility.mean())
 
-    def camera(self) -> np.ndarray:
+    def camera(self, assumed_focal: float = 1.0) -> np.ndarray:
         """Intrinsics (T, 3, 3): the known ones, else a guess from the image's size.
 
-        The guess is a focal length of the longer side, 53° across it, and the principal
-        point in the middle, both of the image's `content`. An unknown size is taken from the
-        tracks' extent, with a warning.
+        The guess is a focal length of `assumed_focal` longer sides, which are 53° across at 1,
+        and the principal point in the middle, both of the image's `content`. An unknown size is
+        taken from the tracks' extent, with a warning.
         """
         if self.intrinsics is not None:
             return self.intrinsics
@@ -104,19 +107,24 @@ class Tracks:
                 "pixels from the extent of the tracks",
                 stacklevel=3,
             )
-        focal = float(max(height, width))
+        focal = assumed_focal * max(height, width)
         x, y = left + (width - 1) / 2, top + (height - 1) / 2
         guess = np.array([[focal, 0, x], [0, focal, y], [0, 0, 1]])
         return np.broadcast_to(guess, (len(self.tracks), 3, 3))
 
-    def inputs(self, camera: np.ndarray | None = None) -> np.ndarray:
-        """The network's input (T, N, 3) float64: normalised image coordinates and visibility.
+    def inputs(self, camera: np.ndarray | None = None) -> "Tensor":
+        """The network's input (T, N, 3), float64: normalised image coordinates and visibility.
 
         Coordinates are pixels through the inverse of intrinsics `camera` (T, 3, 3), by default
-        those of `camera()`; visibility is 1 or 0.
+        those of `camera()`; where a point was not seen they are held, whatever the tracker guessed.
+        Visibility is 1 or 0.
         """
+        import torch
+
+        from fasttracks.inputs import hold
+
         positions = normalise(self.tracks, self.camera() if camera is None else camera)
-        return np.dstack([positions, np.asarray(self.visibility)])
+        return hold(torch.from_numpy(np.dstack([positions, np.asarray(self.visibility)])))
 
     def _extent(self) -> tuple[int, int]:
         seen = self.tracks[self.visibility]

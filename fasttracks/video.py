@@ -7,6 +7,7 @@ import os
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -106,13 +107,7 @@ def read_video(
     problem = ""
     try:
         with (
-            open(path, "rb") as file,
-            av.open(
-                source := _Source(file, path),
-                "r",
-                metadata_errors="replace",
-                options={"format_whitelist": _FORMATS, "max_pixels": str(_MOST_PIXELS)},
-            ) as container,
+            _opened(path) as (container, source),
             tqdm(total=frames, desc="decode", unit="frame", disable=not progress) as bar,
         ):
             stream = _video_stream(container, path)
@@ -179,6 +174,17 @@ class _Source:
         return self.file.tell()
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[InputContainer, _Source]]:
+    import av
+
+    options = {"format_whitelist": _FORMATS, "max_pixels": str(_MOST_PIXELS)}
+    with open(path, "rb") as file:
+        source = _Source(file, path)
+        with av.open(source, "r", metadata_errors="replace", options=options) as container:
+            yield container, source
+
+
 class _Bars:
     """Finds black bars of equal width on opposite sides of all frames."""
 
@@ -225,9 +231,11 @@ def _video_stream(container: InputContainer, path: Path) -> VideoStream:
         stream.codec_context.options = {"max_pixels": str(_MOST_PIXELS)}
         stream.thread_type = "AUTO"
         return stream
-    kinds = ", ".join(sorted({s.type for s in container.streams if s.type != "video"}))
+    kinds: list[str] = sorted({stream.type for stream in container.streams} - {"video"})
+    kinds += ["a cover picture"] if container.streams.video else []
     raise InputError(
-        f"video: {path} holds {kinds or 'nothing'} but no video; expected a video file"
+        f"video: {path} holds {' and '.join(kinds) or 'nothing'} but no video; expected a video "
+        "file"
     )
 
 
@@ -257,8 +265,9 @@ def _decode(
 
     if time < 0:
         raise EOFError("no frames")
-    alone = len(container.streams) == 1  # or the file may be as long as its sound is
-    end = (stream.duration or 0) * tick or (container.duration or 0 if alone else 0) / 1e6
+    end = (stream.duration or 0) * tick
+    if not end and len(container.streams) == 1:  # else it may be that of a longer sound track
+        end = (container.duration or 0) / 1e6
     if end - time > max(0.5, 2 / rate):
         raise EOFError(f"the last frame is at {time:g} s of {end:g} s")
 

@@ -25,7 +25,7 @@ from fasttracks.network import TracksTo4D
 from fasttracks.released import from_released, released_name, released_shape
 
 _DATA = Path(__file__).parent / "data"
-SHIPPED = {name: _DATA / f"{name}.safetensors" for name in ("base", "large")}
+SHIPPED = {"base": _DATA / "base.safetensors"}
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -46,7 +46,7 @@ def load(
     """A network ready for inference, from a shipped name or a path to .safetensors.
 
     Args:
-        model: "base"; "large", twice as deep; or a file that `fasttracks convert` or `save` wrote.
+        model: "base", or a file that `fasttracks convert` or `save` wrote.
         device: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1", ...
         precision: of the transformer blocks: "fp32", "fp16", "bf16", or "auto": float16 on
             CUDA, float32 elsewhere. Embedding, last norm, heads and geometry stay in float32.

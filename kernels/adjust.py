@@ -17,8 +17,7 @@ from fasttracks.geometry import MIN_DEPTH
 from fasttracks.kernels import adjust_cameras, adjust_points
 from fasttracks.kernels.cholesky import factor
 from fasttracks.kernels.common import follow, overlap
-
-ACCEPT = {"BLOCK": 256, "num_warps": 4, "enable_fp_fusion": True}
+from fasttracks.kernels.launches import launch
 
 
 @triton.jit(do_not_specialize=("T", "N", "blocks"))
@@ -94,7 +93,11 @@ def adjust(scene, evidence, damping: torch.Tensor, iterations: int):
     e = evidence
     tracks = (e.positions, e.weight, e.scale, e.log_depth, e.depth_weight)
     pairs = (e.turn, e.step, e.turn_weight, e.step_weight, e.log_focal, e.focal_weight)
-    blocks = triton.cdiv(N, adjust_points.LAUNCH["TRACKS"])
+    by_points, by_cameras, move_cameras, accept = (
+        launch(f"adjust_{kernel}", B * T * N, points.device)
+        for kernel in ("points", "cameras", "move", "accept")
+    )
+    blocks = triton.cdiv(N, by_points["TRACKS"])
     factors = points.new_empty(B, 6, N)
     mixed = points.new_empty(B, C + 1, 3 * N)
     own = points.new_zeros(B, C + 1, C + 1)
@@ -123,7 +126,7 @@ def adjust(scene, evidence, damping: torch.Tensor, iterations: int):
             C,
             MOVE=move,
             MIN_DEPTH=MIN_DEPTH,
-            **adjust_points.LAUNCH,
+            **by_points,
             **overlapping,
         )
 
@@ -141,7 +144,7 @@ def adjust(scene, evidence, damping: torch.Tensor, iterations: int):
                 T,
                 N,
                 MIN_DEPTH=MIN_DEPTH,
-                **adjust_points.LAUNCH,
+                **by_points,
                 **overlapping,
             )
             adjust_cameras._cameras[(B * T,)](
@@ -155,7 +158,7 @@ def adjust(scene, evidence, damping: torch.Tensor, iterations: int):
                 T,
                 N,
                 MIN_DEPTH=MIN_DEPTH,
-                **adjust_cameras.LAUNCH,
+                **by_cameras,
                 **overlapping,
             )
             torch.sum(focal_parts, 1, out=own[:, C - 1 :, C - 1])
@@ -166,11 +169,11 @@ def adjust(scene, evidence, damping: torch.Tensor, iterations: int):
                 steps,
                 *trial[:3],
                 T,
-                **adjust_cameras.MOVE,
+                **move_cameras,
                 **overlapping,
             )
             cost(trial, trial[3], True)
-            _accept[(B * triton.cdiv(3 * N, ACCEPT["BLOCK"]),)](
+            _accept[(B * triton.cdiv(3 * N, accept["BLOCK"]),)](
                 parts,
                 costs[i],
                 dampings[i],
@@ -182,7 +185,7 @@ def adjust(scene, evidence, damping: torch.Tensor, iterations: int):
                 T,
                 N,
                 blocks,
-                **ACCEPT,
+                **accept,
                 **overlapping,
             )
     return s, dampings[-1], gain.to(damping.dtype)

@@ -5,21 +5,18 @@
 import triton
 import triton.language as tl
 
-from fasttracks.kernels.common import follow
-from fasttracks.kernels.geometry import (
-    _apply,
-    _apply_back,
-    _cross,
-    _exponential,
-    _load3,
-    _load9,
-    _observe,
-    _pair,
-    _store3,
+from fasttracks.kernels.camera_math import (
+    camera_pair,
+    cross,
+    exponential,
+    load3,
+    load9,
+    observe,
+    rotate,
+    rotate_back,
+    store3,
 )
-
-LAUNCH = {"TRACKS": 128, "num_warps": 4, "enable_fp_fusion": True}
-MOVE = {"COLUMNS": 128, "num_warps": 4, "enable_fp_fusion": True}
+from fasttracks.kernels.common import follow
 
 
 @triton.jit
@@ -70,8 +67,8 @@ def _cameras(
     b = (tl.program_id(0) // T).to(tl.int64)
     t = tl.program_id(0) % T
     frame = b * T + t
-    r0, r1, r2, r3, r4, r5, r6, r7, r8 = _load9(rotation + frame * 9, t < T)
-    tx, ty, tz = _load3(position + frame * 3, 1, t < T)
+    r0, r1, r2, r3, r4, r5, r6, r7, r8 = load9(rotation + frame * 9, t < T)
+    tx, ty, tz = load3(position + frame * 3, 1, t < T)
     log_f = tl.load(log_focal + b)
     focal = tl.exp(log_f)
     free = tl.load(focal_free + b)
@@ -88,12 +85,12 @@ def _cameras(
     for start in range(0, N, TRACKS):
         n = start + tl.arange(0, TRACKS)
         mask = n < N
-        x, y, z = _load3(points + (b * N + n) * 3, 1, mask)
-        p = _apply_back(r0, r1, r2, r3, r4, r5, r6, r7, r8, x - tx, y - ty, z - tz)
+        x, y, z = load3(points + (b * N + n) * 3, 1, mask)
+        p = rotate_back(r0, r1, r2, r3, r4, r5, r6, r7, r8, x - tx, y - ty, z - tz)
         px, py, pz = p
         token = frame * N + n
         sigma = tl.load(scale + b * N + n, mask=mask, other=1.0)
-        m, g, h, ff, gf = _observe(p, focal, sigma, tracks, token, mask, mask, MIN_DEPTH)
+        m, g, h, ff, gf = observe(p, focal, sigma, tracks, token, mask, mask, MIN_DEPTH)
         of_focal += ff
         right_focal -= gf
         xx, xz, yz, zz = m[0], m[1], m[2], m[3]
@@ -120,14 +117,14 @@ def _cameras(
         u53 += xz
         u54 += yz
         u55 += zz
-        cx, cy, cz = _cross(px, py, pz, g[0], g[1], g[2])
+        cx, cy, cz = cross(px, py, pz, g[0], g[1], g[2])
         b0 += cx
         b1 += cy
         b2 += cz
         b3 += g[0]
         b4 += g[1]
         b5 += g[2]
-        cx, cy, cz = _cross(px, py, pz, h[0], h[1], h[2])
+        cx, cy, cz = cross(px, py, pz, h[0], h[1], h[2])
         f0 -= cx
         f1 -= cy
         f2 -= cz
@@ -169,7 +166,7 @@ def _cameras(
 
         # From the camera before to this one.
         before = frame - 1, frame - b - 1
-        d, a, w, s = _pair(rotation, position, turn, step, 0, before, t > 0)
+        d, a, w, s = camera_pair(rotation, position, turn, step, 0, before, t > 0)
         by_turn = tl.load(turn_weight + before[1])
         by_step = tl.load(step_weight + before[1])
         s00 += by_turn
@@ -182,7 +179,7 @@ def _cameras(
         q1 -= by_turn * w[1]
         q2 -= by_turn * w[2]
         d0, d1, d2, d3, d4, d5, d6, d7, d8 = d
-        cx, cy, cz = _apply_back(d0, d1, d2, d3, d4, d5, d6, d7, d8, s[0], s[1], s[2])
+        cx, cy, cz = rotate_back(d0, d1, d2, d3, d4, d5, d6, d7, d8, s[0], s[1], s[2])
         q3 -= by_step * cx
         q4 -= by_step * cy
         q5 -= by_step * cz
@@ -197,18 +194,16 @@ def _cameras(
                     down, right = right, down
                 for i in tl.static_range(3):
                     vx, vy, vz = d[i], d[3 + i], d[6 + i]
-                    cx, cy, cz = _cross(vx, vy, vz, a[0], a[1], a[2])
-                    _store3(
-                        to + i * down, right, -by_turn * vx, -by_turn * vy, -by_turn * vz, t > 0
-                    )
+                    cx, cy, cz = cross(vx, vy, vz, a[0], a[1], a[2])
+                    store3(to + i * down, right, -by_turn * vx, -by_turn * vy, -by_turn * vz, t > 0)
                     below = to + (3 + i) * down
-                    _store3(below, right, by_step * cx, by_step * cy, by_step * cz, t > 0)
+                    store3(below, right, by_step * cx, by_step * cy, by_step * cz, t > 0)
                     below += 3 * right
-                    _store3(below, right, -by_step * vx, -by_step * vy, -by_step * vz, t > 0)
+                    store3(below, right, -by_step * vx, -by_step * vy, -by_step * vz, t > 0)
         if t < T - 1:
             # From this camera to the next.
             here = frame, frame - b
-            d, a, w, s = _pair(rotation, position, turn, step, 0, here, t > 0)
+            d, a, w, s = camera_pair(rotation, position, turn, step, 0, here, t > 0)
             by_turn = tl.load(turn_weight + here[1])
             by_step = tl.load(step_weight + here[1])
             ax, ay, az = a
@@ -228,8 +223,8 @@ def _cameras(
             s44 += by_step
             s55 += by_step
             d0, d1, d2, d3, d4, d5, d6, d7, d8 = d
-            cx, cy, cz = _apply(d0, d1, d2, d3, d4, d5, d6, d7, d8, w[0], w[1], w[2])
-            ex, ey, ez = _cross(ax, ay, az, s[0], s[1], s[2])
+            cx, cy, cz = rotate(d0, d1, d2, d3, d4, d5, d6, d7, d8, w[0], w[1], w[2])
+            ex, ey, ez = cross(ax, ay, az, s[0], s[1], s[2])
             q0 += by_turn * cx + by_step * ex
             q1 += by_turn * cy + by_step * ey
             q2 += by_turn * cz + by_step * ez
@@ -306,15 +301,15 @@ def _move_cameras(
         sy = tl.sum(tl.where(index == 4, x, 0.0), 0).to(dtype)
         sz = tl.sum(tl.where(index == 5, x, 0.0), 0).to(dtype)
         frame = b * T + t
-        r0, r1, r2, r3, r4, r5, r6, r7, r8 = _load9(rotation + frame * 9, t < T)
-        e0, e1, e2, e3, e4, e5, e6, e7, e8 = _exponential(wx, wy, wz)
+        r0, r1, r2, r3, r4, r5, r6, r7, r8 = load9(rotation + frame * 9, t < T)
+        e0, e1, e2, e3, e4, e5, e6, e7, e8 = exponential(wx, wy, wz)
         to_rotation += frame * 9
-        m0, m1, m2 = _apply(r0, r1, r2, r3, r4, r5, r6, r7, r8, e0, e3, e6)
-        _store3(to_rotation, 3, m0, m1, m2, t < T)
-        m0, m1, m2 = _apply(r0, r1, r2, r3, r4, r5, r6, r7, r8, e1, e4, e7)
-        _store3(to_rotation + 1, 3, m0, m1, m2, t < T)
-        m0, m1, m2 = _apply(r0, r1, r2, r3, r4, r5, r6, r7, r8, e2, e5, e8)
-        _store3(to_rotation + 2, 3, m0, m1, m2, t < T)
-        mx, my, mz = _apply(r0, r1, r2, r3, r4, r5, r6, r7, r8, sx, sy, sz)
-        tx, ty, tz = _load3(position + frame * 3, 1, t < T)
-        _store3(to_position + frame * 3, 1, tx + mx, ty + my, tz + mz, t < T)
+        m0, m1, m2 = rotate(r0, r1, r2, r3, r4, r5, r6, r7, r8, e0, e3, e6)
+        store3(to_rotation, 3, m0, m1, m2, t < T)
+        m0, m1, m2 = rotate(r0, r1, r2, r3, r4, r5, r6, r7, r8, e1, e4, e7)
+        store3(to_rotation + 1, 3, m0, m1, m2, t < T)
+        m0, m1, m2 = rotate(r0, r1, r2, r3, r4, r5, r6, r7, r8, e2, e5, e8)
+        store3(to_rotation + 2, 3, m0, m1, m2, t < T)
+        mx, my, mz = rotate(r0, r1, r2, r3, r4, r5, r6, r7, r8, sx, sy, sz)
+        tx, ty, tz = load3(position + frame * 3, 1, t < T)
+        store3(to_position + frame * 3, 1, tx + mx, ty + my, tz + mz, t < T)

@@ -5,19 +5,17 @@
 import triton
 import triton.language as tl
 
-from fasttracks.kernels.common import follow
-from fasttracks.kernels.geometry import (
-    _apply,
-    _in_camera,
-    _load3,
-    _misfit,
-    _observe,
-    _pair,
-    _store3,
-    _turned,
+from fasttracks.kernels.camera_math import (
+    camera_pair,
+    in_camera,
+    load3,
+    misfit,
+    observe,
+    rotate,
+    store3,
+    turned,
 )
-
-LAUNCH = {"FRAMES": 16, "TRACKS": 8, "num_warps": 4, "enable_fp_fusion": True}
+from fasttracks.kernels.common import follow
 
 
 @triton.jit
@@ -72,7 +70,7 @@ def _points(
     b = (tl.program_id(0) // blocks).to(tl.int64)
     n = tl.program_id(0) % blocks * TRACKS + tl.arange(0, TRACKS)[None, :]
     in_tracks = n < N
-    x, y, z = _load3(points + (b * N + n) * 3, 1, in_tracks)
+    x, y, z = load3(points + (b * N + n) * 3, 1, in_tracks)
     sigma = tl.load(scale + b * N + n, mask=in_tracks, other=1.0)
     focal = tl.exp(tl.load(log_focal + b))
     free = tl.load(focal_free + b)
@@ -85,24 +83,24 @@ def _points(
     for start in range(0, T, FRAMES):
         t = start + tl.arange(0, FRAMES)[:, None]
         frame = b * T + t
-        r, p = _in_camera(rotation, position, frame, t < T, x, y, z)
+        r, p = in_camera(rotation, position, frame, t < T, x, y, z)
         mask = (t < T) & in_tracks
         token = frame * N + n
-        m, g, h, _, _ = _observe(p, focal, sigma, tracks, token, mask, mask, MIN_DEPTH)
+        m, g, h, _, _ = observe(p, focal, sigma, tracks, token, mask, mask, MIN_DEPTH)
         c0, c1, c2 = _mixed(r, m)
         r0, r1, r2, r3, r4, r5, r6, r7, r8 = r
-        h00, h10, h11, h20, h21, h22 = _turned(r, c0, c1, c2)
+        h00, h10, h11, h20, h21, h22 = turned(r, c0, c1, c2)
         v00 += h00
         v10 += h10
         v20 += h20
         v11 += h11
         v21 += h21
         v22 += h22
-        gx, gy, gz = _apply(r0, r1, r2, r3, r4, r5, r6, r7, r8, g[0], g[1], g[2])
+        gx, gy, gz = rotate(r0, r1, r2, r3, r4, r5, r6, r7, r8, g[0], g[1], g[2])
         b0 -= gx
         b1 -= gy
         b2 -= gz
-        hx, hy, hz = _apply(r0, r1, r2, r3, r4, r5, r6, r7, r8, h[0], h[1], h[2])
+        hx, hy, hz = rotate(r0, r1, r2, r3, r4, r5, r6, r7, r8, h[0], h[1], h[2])
         f0 += hx
         f1 += hy
         f2 += hz
@@ -116,37 +114,37 @@ def _points(
     l21 = (v21 - l20 * l10) / l11
     l22 = tl.sqrt(tl.maximum(v22 * (1 + damp) + floor - l20 * l20 - l21 * l21, floor))
     factors += b * 6 * N + n
-    _store3(factors, N, l00, l10, l11, in_tracks)
-    _store3(factors + 3 * N, N, l20, l21, l22, in_tracks)
+    store3(factors, N, l00, l10, l11, in_tracks)
+    store3(factors + 3 * N, N, l20, l21, l22, in_tracks)
 
     mixed += b * (6 * T + 2) * 3 * N + n
     f0, f1, f2 = tl.sum(f0, 0)[None, :], tl.sum(f1, 0)[None, :], tl.sum(f2, 0)[None, :]
     y0, y1, y2 = _whiten(l00, l10, l11, l20, l21, l22, f0 * free, f1 * free, f2 * free)
-    _store3(mixed + 6 * T * 3 * N, N, y0, y1, y2, in_tracks)
+    store3(mixed + 6 * T * 3 * N, N, y0, y1, y2, in_tracks)
     b0, b1, b2 = tl.sum(b0, 0)[None, :], tl.sum(b1, 0)[None, :], tl.sum(b2, 0)[None, :]
     y0, y1, y2 = _whiten(l00, l10, l11, l20, l21, l22, b0, b1, b2)
-    _store3(mixed + (6 * T + 1) * 3 * N, N, y0, y1, y2, in_tracks)
+    store3(mixed + (6 * T + 1) * 3 * N, N, y0, y1, y2, in_tracks)
     for start in range(0, T, FRAMES):
         t = start + tl.arange(0, FRAMES)[:, None]
         frame = b * T + t
-        r, p = _in_camera(rotation, position, frame, t < T, x, y, z)
+        r, p = in_camera(rotation, position, frame, t < T, x, y, z)
         mask = (t < T) & in_tracks
         token = frame * N + n
         counted = mask & (t > 0)  # the first camera is held
-        m, _, _, _, _ = _observe(p, focal, sigma, tracks, token, mask, counted, MIN_DEPTH)
+        m, _, _, _, _ = observe(p, focal, sigma, tracks, token, mask, counted, MIN_DEPTH)
         px, py, pz = p
         c0, c1, c2 = _mixed(r, m)
         place = mixed + t.to(tl.int64) * 6 * 3 * N
         # −G below, −[P]× G above, G's columns c0, c1, c2.
         u0, u1, u2 = _whiten(l00, l10, l11, l20, l21, l22, -c0[0], -c1[0], -c2[0])
-        _store3(place + 9 * N, N, u0, u1, u2, mask)
+        store3(place + 9 * N, N, u0, u1, u2, mask)
         v0, v1, v2 = _whiten(l00, l10, l11, l20, l21, l22, -c0[1], -c1[1], -c2[1])
-        _store3(place + 12 * N, N, v0, v1, v2, mask)
+        store3(place + 12 * N, N, v0, v1, v2, mask)
         w0, w1, w2 = _whiten(l00, l10, l11, l20, l21, l22, -c0[2], -c1[2], -c2[2])
-        _store3(place + 15 * N, N, w0, w1, w2, mask)
-        _store3(place, N, py * w0 - pz * v0, py * w1 - pz * v1, py * w2 - pz * v2, mask)
-        _store3(place + 3 * N, N, pz * u0 - px * w0, pz * u1 - px * w1, pz * u2 - px * w2, mask)
-        _store3(place + 6 * N, N, px * v0 - py * u0, px * v1 - py * u1, px * v2 - py * u2, mask)
+        store3(place + 15 * N, N, w0, w1, w2, mask)
+        store3(place, N, py * w0 - pz * v0, py * w1 - pz * v1, py * w2 - pz * v2, mask)
+        store3(place + 3 * N, N, pz * u0 - px * w0, pz * u1 - px * w1, pz * u2 - px * w2, mask)
+        store3(place + 6 * N, N, px * v0 - py * u0, px * v1 - py * u1, px * v2 - py * u2, mask)
 
 
 @triton.jit(do_not_specialize=("T", "N", "C"))
@@ -190,7 +188,7 @@ def _cost(
     block = tl.program_id(0) % blocks
     n = block * TRACKS + tl.arange(0, TRACKS)[None, :]
     in_tracks = n < N
-    x, y, z = _load3(points + (b * N + n) * 3, 1, in_tracks)
+    x, y, z = load3(points + (b * N + n) * 3, 1, in_tracks)
     if MOVE:
         mixed += b * (C + 1) * 3 * N + n
         sum_x = tl.zeros((FRAMES, TRACKS), x.dtype)
@@ -199,20 +197,20 @@ def _cost(
             row = start + tl.arange(0, FRAMES)[:, None]
             s = tl.load(steps + b * (C + 1) + row, mask=row <= C, other=0.0)
             place = mixed + row.to(tl.int64) * 3 * N
-            w0, w1, w2 = _load3(place, N, (row <= C) & in_tracks)
+            w0, w1, w2 = load3(place, N, (row <= C) & in_tracks)
             sum_x += s * w0
             sum_y += s * w1
             sum_z += s * w2
         factors += b * 6 * N + n
-        l00, l10, l11 = _load3(factors, N, in_tracks)
-        l20, l21, l22 = _load3(factors + 3 * N, N, in_tracks)
+        l00, l10, l11 = load3(factors, N, in_tracks)
+        l20, l21, l22 = load3(factors + 3 * N, N, in_tracks)
         dz = tl.sum(sum_z, 0)[None, :] / l22
         dy = (tl.sum(sum_y, 0)[None, :] - l21 * dz) / l11
         dx = (tl.sum(sum_x, 0)[None, :] - l10 * dy - l20 * dz) / l00
         x += dx
         y += dy
         z += dz
-        _store3(to_points + (b * N + n) * 3, 1, x, y, z, in_tracks)
+        store3(to_points + (b * N + n) * 3, 1, x, y, z, in_tracks)
 
     log_f = tl.load(log_focal + b)
     focal = tl.exp(log_f)
@@ -223,16 +221,16 @@ def _cost(
     for start in range(0, T, FRAMES):
         t = start + tl.arange(0, FRAMES)[:, None]
         frame = b * T + t
-        _r, p = _in_camera(rotation, position, frame, t < T, x, y, z)
+        _r, p = in_camera(rotation, position, frame, t < T, x, y, z)
         mask = (t < T) & in_tracks
         token = frame * N + n
-        by_offset, by_depth = _misfit(p, focal, sigma, tracks, token, mask, MIN_DEPTH)
+        by_offset, by_depth = misfit(p, focal, sigma, tracks, token, mask, MIN_DEPTH)
         total += by_offset
         total += by_depth
         if block == 0:
             pairs = t < T - 1
             before = b * T, b * (T - 1)
-            _, _, w, s = _pair(rotation, position, turn, step, t, before, pairs)
+            _, _, w, s = camera_pair(rotation, position, turn, step, t, before, pairs)
             pair = before[1] + t
             by_turn = tl.load(turn_weight + pair, mask=pairs, other=0.0)
             by_step = tl.load(step_weight + pair, mask=pairs, other=0.0)

@@ -11,8 +11,9 @@ import torch
 import triton
 
 from fasttracks.kernels import attention_triton as triton_kernels
-from fasttracks.kernels.attention_triton import LONGEST, TIME, is_hopper
+from fasttracks.kernels.attention_triton import LONGEST, TIME
 from fasttracks.kernels.common import GLUON
+from fasttracks.kernels.device import is_hopper
 
 if GLUON:
     from fasttracks.kernels import attention_hopper

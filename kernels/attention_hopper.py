@@ -19,21 +19,18 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from fasttracks.kernels.attention_triton import (
-    EPS,
     TIME,
-    processors,
     softmax_scale,
     splits_of,
     view,
 )
-from fasttracks.kernels.common import follow, overlap
+from fasttracks.kernels.common import EPS, follow, overlap
+from fasttracks.kernels.device import multiprocessors
+from fasttracks.kernels.gluon_names import copy_in, copy_out
 from fasttracks.kernels.launches import launch
 
 ROWS = gl.constexpr(64)  # of a group of four warps
 GROUPS = gl.constexpr(2)
-
-_copy_in = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared  # older Triton
-_copy_out = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
 
 
 @gluon.jit
@@ -47,11 +44,11 @@ def _barriers(n: gl.constexpr, count: gl.constexpr):
 @gluon.jit
 def _fetch(tensor, place, buffer, full, wanted=True):
     mbarrier.expect(full, tensor.block_type.nbytes, pred=wanted)
-    _copy_in(tensor, place, full, buffer, pred=wanted)
+    copy_in(tensor, place, full, buffer, pred=wanted)
 
 
 @gluon.jit
-def _norm(x, gamma, beta, layout: gl.constexpr, BLOCK_K: gl.constexpr, EPS: gl.constexpr):
+def _norm(x, gamma, beta, layout: gl.constexpr, BLOCK_K: gl.constexpr):
     """LN(x) of the rows of a tile, as a tuple of BLOCK_K channels each in the layout."""
     WIDTH: gl.constexpr = x.shape[1]
     channel = gl.arange(0, BLOCK_K, layout=gl.SliceLayout(0, layout))
@@ -104,7 +101,6 @@ def _project_rows(
     place,
     GROUP: gl.constexpr,
     BLOCK_K: gl.constexpr,
-    EPS: gl.constexpr,
 ):
     x_tile, x_full, w, w_full, w_free = shared
     first_row, first_column, tiles = place
@@ -114,7 +110,7 @@ def _project_rows(
     product: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HEAD, 16])
     left: gl.constexpr = gl.DotOperandLayout(0, product, 2)
     mbarrier.wait(x_full.index(GROUP), 0)
-    normed = _norm(x_tile.index(GROUP), gamma, beta, left, BLOCK_K, EPS)
+    normed = _norm(x_tile.index(GROUP), gamma, beta, left, BLOCK_K)
     for i in range(tiles):
         stage = i % STAGES
         mbarrier.wait(w_full.index(stage), i // STAGES & 1)
@@ -129,7 +125,7 @@ def _project_rows(
         tma.store_wait(1)
         buffer.store(z.to(y.dtype))
         fence_async_shared()
-        _copy_out(out, [first_row + GROUP * ROWS, first_column + i * HEAD], buffer)
+        copy_out(out, [first_row + GROUP * ROWS, first_column + i * HEAD], buffer)
     tma.store_wait(0)
 
 
@@ -141,7 +137,6 @@ def _norm_project(
     weight,
     out,
     splits,
-    EPS: gl.constexpr,
     HEADS: gl.constexpr,
     BLOCK_K: gl.constexpr,
     STAGES: gl.constexpr,
@@ -163,8 +158,8 @@ def _norm_project(
     place = (first_row, first_column, tiles)
     gl.warp_specialize(
         [
-            (_project_rows, (gamma, beta, out, y, shared, place, 0, BLOCK_K, EPS)),
-            (_project_rows, (gamma, beta, out, y, shared, place, 1, BLOCK_K, EPS)),
+            (_project_rows, (gamma, beta, out, y, shared, place, 0, BLOCK_K)),
+            (_project_rows, (gamma, beta, out, y, shared, place, 1, BLOCK_K)),
             (_project_load, (x, weight, shared, place, OVERLAP)),
         ],
         [4, 1],
@@ -275,7 +270,7 @@ def _attend(
     acc = acc / gl.convert_layout(gl.sum(total, 1), row)[:, None]
     q_tile.store(acc.to(keys.dtype))
     fence_async_shared()
-    _copy_out(out, [outer, start, inner * INNER + head], q)
+    copy_out(out, [outer, start, inner * INNER + head], q)
     tma.store_wait(0)
 
 
@@ -290,7 +285,7 @@ def norm_project(x, norm, weight, out, heads):
     rows, width = x.shape
     columns = out.shape[1]
     blocks = triton.cdiv(rows, GROUPS.value * ROWS.value)
-    splits = splits_of(blocks, 3 * heads, processors(x.device))
+    splits = splits_of(blocks, 3 * heads, multiprocessors(x.device))
     head = columns // (3 * heads)
     _norm_project[(blocks * splits,)](
         _describe(x, [rows, width], [width, 1], [ROWS.value, width]),
@@ -298,7 +293,6 @@ def norm_project(x, norm, weight, out, heads):
         _describe(weight, [columns, width], [width, 1], [head, width]),
         _describe(out, [rows, columns], [columns, 1], [ROWS.value, head]),
         splits,
-        EPS=EPS,
         HEADS=heads,
         **launch("hopper_norm_project", rows, x.device),
         **overlap(x.device),

@@ -4,19 +4,17 @@ Softmax is online (FlashAttention-2, arXiv 2307.08691).
 """
 # mypy: allow-untyped-defs
 
-import functools
 import math
 
-import torch
 import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from fasttracks.kernels.common import follow, overlap
+from fasttracks.kernels.common import EPS, follow, overlap
+from fasttracks.kernels.device import multiprocessors
 from fasttracks.kernels.launches import launch
 
 TIME = 1  # the axis of (B, T, N, C) over which a track is a sequence, as in fasttracks.ops
-EPS = 1e-5
 LONGEST = 64  # sequence of which attend_project's one tile holds whole ones
 
 
@@ -29,7 +27,6 @@ def _norm_project(
     out,
     rows,
     splits,
-    EPS: tl.constexpr,
     WIDTH: tl.constexpr,
     COLUMNS: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -211,11 +208,6 @@ def _project(
     out.store([row, column], acc.to(out.dtype))
 
 
-@functools.cache
-def is_hopper(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
-
-
 def norm_project(x, norm, weight, out, heads):
     """Fill out (rows, 3 · heads · d) with weight · LN(x (rows, C))."""
     rows, width = x.shape
@@ -224,7 +216,7 @@ def norm_project(x, norm, weight, out, heads):
     options = {**options, "BLOCK_K": min(options["BLOCK_K"], width)}
     block_m, block_n = options["BLOCK_M"], options["BLOCK_N"]
     blocks = triton.cdiv(rows, block_m)
-    splits = splits_of(blocks, triton.cdiv(columns, block_n), processors(x.device))
+    splits = splits_of(blocks, triton.cdiv(columns, block_n), multiprocessors(x.device))
     _norm_project[(blocks * splits,)](
         x,
         *norm,
@@ -232,7 +224,6 @@ def norm_project(x, norm, weight, out, heads):
         _describe(out, [block_m, block_n]),
         rows,
         splits,
-        EPS=EPS,
         WIDTH=width,
         COLUMNS=columns,
         **options,
@@ -250,13 +241,6 @@ def splits_of(blocks: int, tiles: int, processors: int) -> int:
         (n for n in range(1, tiles + 1) if tiles % n == 0),
         key=lambda n: -(-blocks * n // processors) * (18 + tiles // n),
     )
-
-
-@functools.cache
-def processors(device: torch.device) -> int:
-    if device.type == "cpu":
-        return 1
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def attend(projected, mixed, heads, axis):

@@ -12,9 +12,9 @@ import triton
 import triton.language as tl
 
 from fasttracks.kernels.common import follow, overlap
+from fasttracks.kernels.launches import launch
 
-TILE = 16
-LAUNCH = {"TILE": TILE, "num_warps": 1, "enable_fp_fusion": True}
+TILE = 16  # rows and columns
 
 
 @triton.jit
@@ -143,13 +143,13 @@ def factor(system: torch.Tensor) -> torch.Tensor:
     work = system.new_empty(B, n, n)
     below, done = (system.new_empty(B, n + 1, n) for _ in range(2))
     tiles = triton.cdiv(n, TILE)
-    launch = {**LAUNCH, **overlap(system.device)}
+    options = {**launch("cholesky", B * n, system.device), **overlap(system.device), "TILE": TILE}
     with torch.cuda.device_of(system):
         for panel in range(tiles):
             left = tiles - panel - 1
             tiles_below = min(panel + 2, triton.cdiv(n + 1, TILE))
             programs = B * (left * (left + 1) // 2 + tiles_below * (left + 1))
-            _panel[(programs,)](system, work, below, done, n, panel, FIRST=panel == 0, **launch)
+            _panel[(programs,)](system, work, below, done, n, panel, FIRST=panel == 0, **options)
     return done
 
 

@@ -8,6 +8,8 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from fasttracks.kernels.device import capability
+
 EPS = tl.constexpr(1e-5)  # of every LayerNorm
 GLUON = tuple(int(n) for n in triton.__version__.split(".")[:2]) >= (3, 6)  # as used here
 
@@ -20,7 +22,7 @@ def overlap(device: torch.device) -> dict[str, bool]:
     read weights before they do, which nothing but the launch right before may still be writing;
     in the network that is never so, as every forward begins with an embedding, which does not.
     """
-    can = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+    can = capability(device) >= (9, 0)
     return {"OVERLAP": can, "launch_pdl": can}
 
 

@@ -10,8 +10,8 @@ import triton
 import triton.language as tl
 
 from fasttracks.geometry import MIN_DEPTH
+from fasttracks.kernels.camera_math import load3, store3
 from fasttracks.kernels.common import follow, overlap
-from fasttracks.kernels.geometry import _load3, _store3
 from fasttracks.kernels.launches import launch
 
 
@@ -61,24 +61,24 @@ def _compose_project(
     z = tl.zeros((BLOCK_FRAMES, BLOCK_TRACKS), tl.float32)
     for k in tl.static_range(K):
         c = tl.load(coefficients + k, mask=in_frames, other=0.0)
-        basis_x, basis_y, basis_z = _load3(basis + k * stride_k, stride_xyz, in_tracks)
+        basis_x, basis_y, basis_z = load3(basis + k * stride_k, stride_xyz, in_tracks)
         x += c * basis_x
         y += c * basis_y
         z += c * basis_z
-    _store3(points + token * 3, 1, x, y, z, mask)
+    store3(points + token * 3, 1, x, y, z, mask)
 
-    t_x, t_y, t_z = _load3(position + frame * 3, 1, in_frames)
+    t_x, t_y, t_z = load3(position + frame * 3, 1, in_frames)
     x -= t_x
     y -= t_y
     z -= t_z
     # A column of R (row-major, camera → world) is a row of Rᵀ.
-    r_x, r_y, r_z = _load3(rotation + frame * 9, 3, in_frames)
+    r_x, r_y, r_z = load3(rotation + frame * 9, 3, in_frames)
     camera_x = r_x * x + r_y * y + r_z * z
-    r_x, r_y, r_z = _load3(rotation + frame * 9 + 1, 3, in_frames)
+    r_x, r_y, r_z = load3(rotation + frame * 9 + 1, 3, in_frames)
     camera_y = r_x * x + r_y * y + r_z * z
-    r_x, r_y, r_z = _load3(rotation + frame * 9 + 2, 3, in_frames)
+    r_x, r_y, r_z = load3(rotation + frame * 9 + 2, 3, in_frames)
     camera_z = r_x * x + r_y * y + r_z * z
-    _store3(points_camera + token * 3, 1, camera_x, camera_y, camera_z, mask)
+    store3(points_camera + token * 3, 1, camera_x, camera_y, camera_z, mask)
 
     scale = tl.load(focal + frame, mask=in_frames, other=0.0)
     depth = tl.maximum(camera_z, MIN_DEPTH, propagate_nan=tl.PropagateNan.ALL)

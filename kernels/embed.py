@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fasttracks.kernels.common import follow, overlap
+from fasttracks.kernels.common import EPS, follow, overlap
 from fasttracks.kernels.launches import launch
 
 _QUARTER = tl.constexpr(math.pi / 2)
@@ -182,7 +182,7 @@ def embed(
             tokens,
             T,
             N,
-            1e-5,
+            EPS.value,
             FEATURES=features,
             WIDTH=width,
             BLOCK_WIDTH=triton.next_power_of_2(width),

@@ -6,8 +6,7 @@ import triton
 import triton.language as tl
 
 from fasttracks.kernels.common import follow, overlap
-
-LAUNCH = {"FRAMES": 64, "TRACKS": 4, "num_warps": 2, "enable_fp_fusion": True}
+from fasttracks.kernels.launches import launch
 
 
 # Only constexprs are specialised: a new length compiles nothing.
@@ -57,8 +56,9 @@ def fit_scale(
     """
     B, T, N = square.shape
     out = torch.empty_like(scale)
+    options = launch("fit_scale", B * T * N, square.device)
     with torch.cuda.device_of(square):
-        _fit_scale[(B * triton.cdiv(N, LAUNCH["TRACKS"]),)](
+        _fit_scale[(B * triton.cdiv(N, options["TRACKS"]),)](
             square,
             weight,
             scale,
@@ -67,7 +67,7 @@ def fit_scale(
             N,
             iterations,
             LEAST=least,
-            **LAUNCH,
+            **options,
             **overlap(square.device),
         )
     return out

@@ -9,6 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
+from fasttracks.kernels.camera_math import cross, store3
 from fasttracks.kernels.common import follow, overlap
 from fasttracks.kernels.launches import launch
 
@@ -177,13 +178,6 @@ def _unit3(x, y, z):
 
 
 @triton.jit
-def _store3(pointer, x, y, z):
-    tl.store(pointer, x)
-    tl.store(pointer + 1, y)
-    tl.store(pointer + 2, z)
-
-
-@triton.jit
 def _cameras(
     taps,
     bias,
@@ -225,9 +219,10 @@ def _cameras(
     along = y_x * x_x + y_y * x_y + y_z * x_z
     y_x, y_y, y_z = _unit3(y_x - along * x_x, y_y - along * x_y, y_z - along * x_z)
     rotation += frame * 9
-    _store3(rotation, x_x, x_y, x_z)
-    _store3(rotation + 3, y_x, y_y, y_z)
-    _store3(rotation + 6, x_y * y_z - x_z * y_y, x_z * y_x - x_x * y_z, x_x * y_y - x_y * y_x)
+    store3(rotation, 1, x_x, x_y, x_z, None)
+    store3(rotation + 3, 1, y_x, y_y, y_z, None)
+    z_x, z_y, z_z = cross(x_x, x_y, x_z, y_x, y_y, y_z)
+    store3(rotation + 6, 1, z_x, z_y, z_z, None)
 
 
 def heads(

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from fasttracks.kernels.device import capability
+
 Options = dict[str, Any]
 # By kernel, launches in order of size: the most tokens that each is for (the last: any), and it.
 Table = dict[str, list[tuple[float, Options]]]
@@ -87,7 +89,7 @@ def _choose(device: torch.device) -> Table:
     found = families["default"]
     if device.type != "cuda":  # the interpreter
         return found
-    family = families.get("sm_{}{}".format(*torch.cuda.get_device_capability(device)))
+    family = families.get("sm_{}{}".format(*capability(device)))
     found = found | (family or {})
     path = tuned_file(device)
     if path.is_file():

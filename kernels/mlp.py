@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 
 from fasttracks.kernels.common import GLUON, follow, gelu, layer_norm, overlap
+from fasttracks.kernels.device import is_hopper, multiprocessors
 from fasttracks.kernels.launches import launch
 
 if GLUON:
@@ -136,7 +137,7 @@ def _splits(rows: int, tiles: int, steps: int, time: float, processors: int) -> 
 
 def _hopper(x: torch.Tensor, hidden: int) -> ModuleType | None:
     """The module with the kernel for Hopper, where that can do it."""
-    if not x.is_cuda or torch.cuda.get_device_capability(x.device) != (9, 0) or not GLUON:
+    if not is_hopper(x.device) or not GLUON:
         return None
     fits = x.shape[-1] == mlp_hopper.C.value and hidden % mlp_hopper.STEP.value == 0
     return mlp_hopper if fits else None
@@ -166,15 +167,14 @@ def mlp(x: torch.Tensor, norm: Affine, up: Affine, down: Affine, norm_out: Affin
         return y
     hopper = _hopper(x, H)
     if hopper:
+        options = launch("hopper_mlp", rows, x.device)
         tile, step = 2 * hopper.ROWS.value, hopper.STEP.value
     else:
         options = launch("mlp", rows, x.device)
         tile, step = options["BLOCK_ROWS"], options["STEP"]
     time = COST["hopper" if hopper else "portable"] * step / 128
     tiles, steps = triton.cdiv(rows, tile), triton.cdiv(H, step)
-    processors = 1  # in the interpreter
-    if x.is_cuda:
-        processors = torch.cuda.get_device_properties(x.device).multi_processor_count
+    processors = multiprocessors(x.device)
     splits = _splits(rows, tiles, steps, time, processors)
     apart = tiles * tile  # rows from one split's partial sums to the next's
     partial = x.new_empty(splits * apart, C) if splits > 1 else x.view(rows, C)
@@ -182,7 +182,7 @@ def mlp(x: torch.Tensor, norm: Affine, up: Affine, down: Affine, norm_out: Affin
     with torch.cuda.device_of(x):  # nothing for a CPU tensor, in the interpreter
         if hopper:
             x2, y2 = x.view(rows, C), y.view(rows, C)
-            hopper.launch(x2, y2, partial, norm, up, down, norm_out, splits, processors)
+            hopper.launch(x2, y2, partial, norm, up, down, norm_out, splits, processors, options)
         else:
             _mlp[(tiles * splits,)](
                 *(x, y, partial, *norm, *up, *down, *norm_out, rows, splits, apart),

@@ -15,27 +15,12 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from fasttracks.kernels.common import follow, gelu, layer_norm, overlap
+from fasttracks.kernels.gluon_names import barrier, copy_in, copy_out, reinterpret
 
 C = gl.constexpr(256)  # channels
 ROWS = gl.constexpr(64)  # of a warpgroup; a tile has twice as many
 STEP = gl.constexpr(128)  # hidden units at a time
 STAGES = gl.constexpr(5)  # tiles of weights, 32 KiB each, that are read or on their way
-LAUNCH = {"num_warps": 4, "enable_fp_fusion": True}
-
-# Triton renamed these between 3.6 and 3.9.
-_load = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
-_store = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
-_barrier = getattr(gl, "barrier", None) or gl.thread_barrier
-if hasattr(gl.shared_memory_descriptor, "reinterpret"):
-
-    @gluon.jit
-    def _view(tile, shape: gl.constexpr, layout: gl.constexpr):
-        return tile.reinterpret(tile.dtype, shape, layout)
-else:
-
-    @gluon.jit
-    def _view(tile, shape: gl.constexpr, layout: gl.constexpr):
-        return tile._reinterpret(tile.dtype, shape, layout)
 
 
 @gluon.jit
@@ -55,7 +40,7 @@ def _fill(ring, count, weight, i, j):
     layout: gl.constexpr = weight.layout
     mbarrier.wait(empty.index(slot), (count // STAGES & 1) ^ 1)
     mbarrier.expect(full.index(slot), weight.block_type.nbytes)
-    _load(weight, [i, j], full.index(slot), _view(tiles.index(slot), shape, layout))
+    copy_in(weight, [i, j], full.index(slot), reinterpret(tiles.index(slot), shape, layout))
 
 
 @gluon.jit
@@ -75,7 +60,7 @@ def _produce(x, up, down, ring, tokens, again, free, items, splits, H: gl.conste
             for half in gl.static_range(2):
                 mbarrier.wait(free.index(half), phase)
                 mbarrier.expect(again.index(half), x.block_type.nbytes)
-                _load(x, [(tile * 2 + half) * ROWS, 0], again.index(half), tokens.index(half))
+                copy_in(x, [(tile * 2 + half) * ROWS, 0], again.index(half), tokens.index(half))
             phase ^= 1
 
 
@@ -87,7 +72,7 @@ def _multiply(a, ring, count, acc, use_acc, N: gl.constexpr):
     shape: gl.constexpr = [N, tiles.shape[1] * tiles.shape[2] // N]
     layout: gl.constexpr = tiles.layout
     mbarrier.wait(full.index(slot), count // STAGES & 1)
-    tile = _view(tiles.index(slot), shape, layout).permute((1, 0))
+    tile = reinterpret(tiles.index(slot), shape, layout).permute((1, 0))
     return hopper.warpgroup_mma(a, tile, acc, use_acc=use_acc, is_async=True)
 
 
@@ -147,7 +132,7 @@ def _compute(
         t = gl.load(x + offsets, mask=(r_in < rows)[:, None], other=0.0).to(gl.float32)
         t = layer_norm(t, norm[0], norm[1], c_in, C).to(dtype)
         tma.store_wait(0)  # of the tile before this, from the same memory
-        _barrier()
+        barrier()
         tokens.store(t)
         hopper.fence_async_shared()
 
@@ -171,12 +156,12 @@ def _compute(
             else:
                 tokens.store(acc.to(dtype))
                 hopper.fence_async_shared()
-                _store(y, [row, 0], tokens)
+                copy_out(y, [row, 0], tokens)
         else:
-            _barrier()
+            barrier()
             tokens.store(acc.to(dtype))
             hopper.fence_async_shared()
-            _store(partial, [split * (items // splits) * (2 * ROWS) + row, 0], tokens)
+            copy_out(partial, [split * (items // splits) * (2 * ROWS) + row, 0], tokens)
     tma.store_wait(0)
 
 
@@ -220,7 +205,7 @@ def _mlp(
     )  # fmt: skip
 
 
-def launch(x, y, partial, norm, up, down, norm_out, splits: int, processors: int) -> None:
+def launch(x, y, partial, norm, up, down, norm_out, splits: int, programs: int, options) -> None:
     """Write `mlp` of x (rows, 256) to `y` or, where `splits` > 1, partial sums to `partial`.
 
     `y` is of x's dtype or float32.
@@ -234,7 +219,7 @@ def launch(x, y, partial, norm, up, down, norm_out, splits: int, processors: int
     def tiles(tensor, *shape):
         return TensorDescriptor.from_tensor(tensor, list(shape), layout)
 
-    _mlp[(min(items, processors),)](
+    _mlp[(min(items, programs),)](
         x,
         tiles(x, ROWS.value, width),
         y if wide else tiles(y, ROWS.value, width),
@@ -250,6 +235,6 @@ def launch(x, y, partial, norm, up, down, norm_out, splits: int, processors: int
         splits,
         H=len(up[0]),
         WIDE=wide,
-        **LAUNCH,
+        **options,
         **overlap(x.device),
     )

@@ -24,6 +24,7 @@ from fasttracks.geometry import MIN_DEPTH
 from fasttracks.kernels import (
     adjust,
     adjust_cameras,
+    adjust_motion,
     adjust_points,
     attention_hopper,
     attention_triton,
@@ -34,7 +35,6 @@ from fasttracks.kernels import (
     heads,
     mlp,
     mlp_hopper,
-    motion,
 )
 from fasttracks.kernels.launches import shipped
 
@@ -80,13 +80,13 @@ def attention_cases(dtype: str) -> list[Case]:
         Case(
             f"norm_project {dtype}",
             triton_kernels._norm_project,
-            {"EPS": 1e-5, "WIDTH": 256, "COLUMNS": 3072, **norm},
+            {"WIDTH": 256, "COLUMNS": 3072, **norm},
             types | {"weight": tile(dtype, n, 256), "out": tile(dtype, m, n)},
         ),
         Case(
             f"norm_project hopper {dtype}",
             hopper_kernels._norm_project,
-            {"EPS": 1e-5, "HEADS": 16, **launched("hopper_norm_project", "sm_90")},
+            {"HEADS": 16, **launched("hopper_norm_project", "sm_90")},
             types
             | dict.fromkeys(("x", "weight"), tile(dtype, 64, 256, gluon=True))
             | {"out": tile(dtype, 64, 64, gluon=True)},
@@ -132,16 +132,17 @@ LENGTHS = {"T": "i32", "N": "i32"}
 def refinement_cases() -> list[Case]:
     """The kernels of bundle adjustment in float64."""
     depth = {"MIN_DEPTH": 0.01}
+    panel = {"FIRST": True, "TILE": cholesky.TILE, **launched("cholesky")}
     launches = {
-        "adjust points": (adjust_points._points, {**depth, **adjust_points.LAUNCH}),
-        "adjust cameras": (adjust_cameras._cameras, {**depth, **adjust_cameras.LAUNCH}),
-        "adjust move": (adjust_cameras._move_cameras, adjust_cameras.MOVE),
-        "adjust cost": (adjust_points._cost, {"MOVE": True, **depth, **adjust_points.LAUNCH}),
-        "adjust accept": (adjust._accept, adjust.ACCEPT),
-        "motion by point": (motion._by_point, {**depth, **motion.LAUNCH}),
-        "motion cost": (motion._cost, {**depth, **motion.LAUNCH}),
-        "fit_scale": (fit_scale._fit_scale, {"LEAST": 1e-3, **fit_scale.LAUNCH}),
-        "cholesky": (cholesky._panel, {"FIRST": True, **cholesky.LAUNCH}),
+        "adjust points": (adjust_points._points, {**depth, **launched("adjust_points")}),
+        "adjust cameras": (adjust_cameras._cameras, {**depth, **launched("adjust_cameras")}),
+        "adjust move": (adjust_cameras._move_cameras, launched("adjust_move")),
+        "adjust cost": (adjust_points._cost, {"MOVE": True, **depth, **launched("adjust_points")}),
+        "adjust accept": (adjust._accept, launched("adjust_accept")),
+        "motion by point": (adjust_motion._by_point, {**depth, **launched("adjust_motion")}),
+        "motion cost": (adjust_motion._cost, {**depth, **launched("adjust_motion")}),
+        "fit_scale": (fit_scale._fit_scale, {"LEAST": 1e-3, **launched("fit_scale")}),
+        "cholesky": (cholesky._panel, panel),
     }
     numbers = dict.fromkeys(("C", "K", "n", "panel", "blocks", "iterations"), "i32")
     return [
@@ -219,7 +220,7 @@ CASES = [
         Case(
             name,
             mlp_hopper._mlp,
-            {"H": 2048, "WIDE": "wide" in name, **mlp_hopper.LAUNCH},
+            {"H": 2048, "WIDE": "wide" in name, **launched("hopper_mlp", "sm_90")},
             MLP_TYPES | types,
             (90,),
         )

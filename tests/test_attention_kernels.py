@@ -87,7 +87,7 @@ def test_attention_in_parts(
 def test_attention_over_many_processors(
     axis: int, kernel_device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention_triton, "processors", lambda device: 4)
+    monkeypatch.setattr(attention_triton, "multiprocessors", lambda device: 4)
     options = launches.launch("norm_project", 1, kernel_device)
     monkeypatch.setitem(options, "BLOCK_N", 16)
     assert attention_triton.splits_of(1, 6, 4) == 3

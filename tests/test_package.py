@@ -62,7 +62,7 @@ def test_wheel_and_sdist(archives):
     tops = {name.split("/")[0] for name in names}
     assert tops == {"fasttracks", next(t for t in tops if t.endswith(".dist-info"))}
     data = ("py.typed", "viewers/page.html", "kernels/launches.json")
-    data += ("data/base.safetensors", "data/large.safetensors", "data/skins.npz")
+    data += ("data/base.safetensors", "data/skins.npz")
     for name in ("kernels/compose_project.py", *data):
         assert f"fasttracks/{name}" in names
     sources = {p.relative_to(ROOT).as_posix() for p in ROOT.glob("fasttracks/**/*.py")}

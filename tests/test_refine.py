@@ -201,6 +201,24 @@ def test_moving_points_are_followed():
     assert result.basis[:, 1:, ~moves].abs().max() < 0.02
 
 
+@pytest.mark.parametrize("drifting", [0, 1])
+def test_static_points_are_the_points_where_hardly_anything_moves(drifting):
+    truth, g = world(20, 80, seed=3)
+    positions = image(truth)[1] + 1e-3 * torch.randn(1, 20, 80, 2, generator=g, **DOUBLE)
+    positions[:, :, :drifting] += torch.linspace(0, 0.3, 20, **DOUBLE)[:, None, None]
+    start = prediction(disturbed(truth, g, turn=0.02, shift=0.1), bases=12)
+    result, _ = bundle(start, tracks_of(positions), torch.ones(1) > 0)
+    consistent(result)
+    assert torch.equal(result.basis[:, :1, drifting:].expand(-1, 20, -1, -1).float(),
+                       result.points[:, :, drifting:])  # fmt: skip
+    offset = 525 * (result.projection - positions).norm(dim=-1)
+    assert offset.median() < 1
+    # Coefficients that nothing holds run away; those in use have a mean square of 1.
+    assert result.coefficients.abs().max() <= 20**0.5
+    assert result.coefficients[..., 1:].mean(1).abs().max() < 1e-5
+    assert (result.basis[:, 1:].abs().max() > 0.1) == (drifting > 0)
+
+
 def _rotating():
     truth, _ = world(8, 30, path=0.0)
     return truth, image(truth)[1], None, "no parallax"

@@ -13,8 +13,8 @@ pytest.importorskip("triton")
 
 from fasttracks import graphs
 from fasttracks.kernels import adjust as adjust_kernel
+from fasttracks.kernels import adjust_motion as motion_kernel
 from fasttracks.kernels import cholesky, fit_scale
-from fasttracks.kernels import motion as motion_kernel
 from fasttracks.refine import bundle as bundling
 from fasttracks.refine import cameras
 from fasttracks.refine import motion as moving

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from fasttracks.scenes import generator, library, rays
 from fasttracks.scenes.sampling import Draw, multiply, rotate, rotate_back
-from fasttracks.scenes.scene import BODY_BONES
-from fasttracks.scenes.variety import Variety
+from fasttracks.scenes.variety import ASSUMED_FOCAL, CASUAL, TRIPOD, WALK, Variety
 
 B, T, N = 6, 20, 60
 RIGID = Variety(soft=0.0, relief=(0.0, 0.0))
@@ -100,8 +99,8 @@ def test_bones_are_rigid(stock: library.Library) -> None:
     rotation = scene.solids.rotation
     identity = torch.eye(3).expand_as(rotation)
     torch.testing.assert_close(multiply(rotation.mT, rotation), identity, atol=1e-4, rtol=0)
-    joint = scene.solids.position[:, :, :BODY_BONES].double()
-    parent = scene.parent[:, :BODY_BONES]
+    joint = scene.solids.position[:, :, : scene.body_bones].double()
+    parent = scene.parent[:, : scene.body_bones]
     clip = torch.arange(B)[:, None]
     arm = rotate_back(
         rotation.transpose(1, 2)[clip, parent].double(),
@@ -188,8 +187,16 @@ def test_unknown_focal_length(stock: library.Library) -> None:
     known = make(stock, 10, Variety(unknown_focal=0.0))
     assert (known.focal == 1).all()
     guessed = make(stock, 10, Variety(unknown_focal=1.0))
-    assert (guessed.extent.amax(1) == 0.5).all()
-    assert ((guessed.focal > 0.59) & (guessed.focal < 2.21)).all()
+    sides = guessed.focal * ASSUMED_FOCAL
+    torch.testing.assert_close(guessed.extent.amax(1), torch.full((B,), 0.5 / ASSUMED_FOCAL))
+    assert ((sides > 0.59) & (sides < 2.21)).all()
+    # Nothing else depends on what is assumed.
+    torch.testing.assert_close(guessed.points_camera, known.points_camera)
+    scale = torch.cat([guessed.focal[:, None].expand(-1, 2), torch.ones(B, 1)], 1)[:, None, None]
+    torch.testing.assert_close(guessed.tracks, known.tracks * scale, atol=1e-5, rtol=1e-5)
+    # No known lens makes tracks as wide as a guessed one does.
+    for variety in (CASUAL, TRIPOD, WALK, Variety()):
+        assert 0.85 * variety.focal[0] > ASSUMED_FOCAL
 
 
 def test_splits_share_nothing(stock: library.Library) -> None:

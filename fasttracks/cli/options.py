@@ -164,7 +164,7 @@ def _output_options(sub: argparse.ArgumentParser, default: str) -> None:
 
 
 def _network_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--model", default="base", help="base, large, or a weights file")
+    sub.add_argument("--model", default="base", help="base, or a weights file")
     sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     sub.add_argument("--precision", default="auto", help="auto, fp32, fp16, bf16")
 

@@ -4,6 +4,7 @@ import argparse
 import math
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from fasttracks.config import Config
 from fasttracks.errors import InputError
 from fasttracks.scenes.held_out import validation
 from fasttracks.scenes.library import load as load_library
-from fasttracks.scenes.variety import CASUAL, TRIPOD, Variety
+from fasttracks.scenes.variety import ASSUMED_FOCAL, TURNS
 from fasttracks.tracks import Tracks
 from fasttracks.training.loop import Run, Schedule, start
 from fasttracks.training.loop import train as train_network
@@ -46,14 +47,16 @@ def train(options: argparse.Namespace) -> None:
         seed=options.seed,
         pose_warm_up=options.steps // 20 if scratch and options.tracks else 0,
     )
-    source = _source(options, device)
     checkpoint = folder / "run.pt"
     going = checkpoint.is_file()
     if going:
         current = Run.load(checkpoint, device)
     else:
         weights = _sizes(options) if scratch else options.weights
-        current = start(weights, schedule, device, options.rounds)
+        assumed = None if options.tracks else ASSUMED_FOCAL
+        current = start(weights, schedule, device, options.rounds, assumed)
+    assumed = current.network.config.assumed_focal
+    source = _source(options, device, assumed)
     if first:
         say(f"{'going on' if going else 'starting'} at step {current.step} on {device}")
     held_out = load_library(options.data, "validation", device)
@@ -61,7 +64,7 @@ def train(options: argparse.Namespace) -> None:
         current,
         source,
         folder,
-        validation=validation(held_out, options.validation_clips) if first else {},
+        validation=validation(held_out, options.validation_clips, assumed) if first else {},
         minutes=math.inf if options.minutes is None else options.minutes,
         progress=sys.stderr.isatty(),
     )
@@ -75,12 +78,12 @@ def _sizes(options: argparse.Namespace) -> Config:
     return Config() if options.rounds is None else Config(rounds=options.rounds)
 
 
-def _source(options: argparse.Namespace, device: torch.device) -> Source:
+def _source(options: argparse.Namespace, device: torch.device, assumed_focal: float) -> Source:
     if options.tracks is None:
         library = load_library(options.data, "train", device)
-        turns = (CASUAL, CASUAL, Variety(), CASUAL, CASUAL, TRIPOD, Variety(), CASUAL)
+        turns = [replace(variety, assumed_focal=assumed_focal) for variety in TURNS]
         return scenes(library, options.seed, turns, record=device.type == "cuda")
     files = sorted(Path(options.tracks).glob("*.npz"))
     if not files:
         raise InputError(f"--tracks: {options.tracks} holds no .npz track files")
-    return recordings([Tracks.load(file) for file in files], options.seed, device)
+    return recordings([Tracks.load(file) for file in files], options.seed, device, assumed_focal)

@@ -26,13 +26,14 @@ class Truth(NamedTuple):
     moving: Tensor  # (B, N) bool: moves in the world
     tracks: Tensor  # (B, T, N, 2) exact projections, normalised by the assumed focal length
     focal: Tensor  # (B,) true over assumed focal length
+    body: Tensor | None = None  # (B, N) int64 which body or thing a moving point is on, if known
 
     def during(self, frames: slice) -> "Truth":
         """That of some of the frames; what moves in any moves."""
         by_frame = {
             name: value[:, frames]
             for name, value in self._asdict().items()
-            if name not in ("moving", "focal")
+            if name not in ("moving", "focal", "body")
         }
         return self._replace(**by_frame)
 

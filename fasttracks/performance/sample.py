@@ -20,7 +20,7 @@ def sample_inputs(tracks: int, frames: int, device: torch.device | str) -> Tenso
     back and forth.
     """
     source = Tracks.load(CLIP)
-    inputs = torch.from_numpy(source.inputs()).float()
+    inputs = source.inputs().float()
     rng = np.random.default_rng(0)
     length, count = inputs.shape[:2]
     rows = rng.permutation(count)[np.arange(tracks) % count]

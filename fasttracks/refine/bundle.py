@@ -270,27 +270,27 @@ class _Problem(NamedTuple):
             coefficients.mT @ coefficients + ridge, coefficients.mT @ points.flatten(2)
         ).view(len(points), bases, -1, 3)
         basis[:, 0] = torch.where(static[..., None], scene.points, basis[:, 0])
+        basis[:, 1:] = torch.where(static[:, None, :, None], 0.0, basis[:, 1:])
 
         middle = _median(log_depth).exp()[:, None]
-        scale = fit_scale(scene, e, e.scale, 20)
-        reach = torch.where(static, 0.3 * scale, (3 * scale).clamp(0.02, 1.0)) * middle
-        fitted = adjust_motion(
+        reach = (3 * fit_scale(scene, e, e.scale, 20)).clamp(0.02, 1.0) * middle
+        moves = (~static[:, None]).to(focal.dtype)
+        return adjust_motion(
             Motion(coefficients, basis),
             Sight(
                 scene.rotation,
                 scene.position,
                 focal.expand(-1, frames),
                 image,
-                self.observed.clamp(min=UNSEEN),
-                torch.where(static, scale, 2 * NOISE),
+                moves * self.observed.clamp(min=UNSEEN),
+                torch.full_like(reach, 2 * NOISE),
                 log_depth,
-                torch.full_like(log_depth, 1 / (frames * MOVING_DEPTH**2)),
+                (moves / (frames * MOVING_DEPTH**2)).expand_as(log_depth),
                 reach,
                 (1 / (frames * (ACCELERATION * middle) ** 2)).expand(static.shape),
             ),
             _MOTION_ROUNDS,
         )
-        return fitted
 
 
 def fit_scale(scene: Scene, evidence: Evidence, scale: Tensor, iterations: int) -> Tensor:

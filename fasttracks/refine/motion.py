@@ -14,6 +14,9 @@ from fasttracks.geometry import MIN_DEPTH, compose, project, to_camera
 from fasttracks.refine.cameras import choose
 from fasttracks.refine.positive_definite import has_kernels, inverse_factor, solve
 
+_COEFFICIENT_WEIGHT = 1.0  # of the sum over bases of a coefficient's mean square
+_NO_EFFECT = 1e-6  # motion by a basis, in the network's units, in which scenes are some 15 away
+
 
 class Motion(NamedTuple):
     """Low-rank points of B clips."""
@@ -38,7 +41,11 @@ class Sight(NamedTuple):
 
 
 def adjust_motion(motion: Motion, sight: Sight, rounds: int) -> Motion:
-    """Lower the cost of each track, and of each clip, in turn; no step raises it."""
+    """Lower the cost of each track, and of each clip, in turn; no step raises it.
+
+    The coefficients returned have mean 0 and mean square 1, so that a track's first basis is the
+    middle of its way. A track without any weight keeps to its basis.
+    """
     sight = Sight(*(value.contiguous() for value in sight))  # as kernels take it
     damping = torch.full_like(sight.reach, 1e-3)
     current = cost(motion, sight)
@@ -46,14 +53,29 @@ def adjust_motion(motion: Motion, sight: Sight, rounds: int) -> Motion:
         for _ in range(2):
             motion, current, damping = _step_basis(motion, sight, current, damping)
         motion, current = _step_coefficients(motion, sight, current)
-    return motion
+    return _normalised(motion)
+
+
+def _normalised(motion: Motion) -> Motion:
+    """The same points by coefficients of mean 0 and mean square 1; a basis of no effect is 0."""
+    c, basis = motion.coefficients[..., 1:], motion.basis[:, 1:]
+    mean = c.mean(1)
+    first = motion.basis[:, 0] + (mean[..., None, None] * basis).sum(1)
+    c = c - mean[:, None]
+    size = c.square().mean(1).sqrt()
+    used = size * basis.abs().amax((2, 3)) > _NO_EFFECT
+    c = torch.where(used[:, None], c / size[:, None], 0.0)
+    basis = torch.where(used[..., None, None], basis * size[..., None, None], 0.0)
+    return Motion(
+        torch.cat([motion.coefficients[..., :1], c], -1), torch.cat([first[:, None], basis], 1)
+    )
 
 
 def cost(motion: Motion, sight: Sight) -> Tensor:
     """What is lowered, one value a track (B, N)."""
     m, s = motion, sight
     if has_kernels(s.weight.device):
-        from fasttracks.kernels import motion as kernel
+        from fasttracks.kernels import adjust_motion as kernel
 
         return kernel.cost(m, s)
     points = compose(m.basis, m.coefficients)
@@ -96,7 +118,7 @@ def _by_point(motion: Motion, sight: Sight) -> tuple[Tensor, Tensor]:
     """Hessians (B, T, N, 3, 3) and gradients (B, T, N, 3) of observations by world points."""
     s = sight
     if has_kernels(s.weight.device):
-        from fasttracks.kernels import motion as kernel
+        from fasttracks.kernels import adjust_motion as kernel
 
         return kernel.by_point(motion, s)
     P = to_camera(compose(motion.basis, motion.coefficients), s.rotation, s.position)
@@ -170,11 +192,16 @@ def _step_coefficients(motion: Motion, sight: Sight, current: Tensor) -> tuple[M
     S = (stiff[:, None, :, None] * bend[:, None, :, None]).contiguous()
     S.diagonal(dim1=1, dim2=3).add_(A.permute(0, 2, 3, 1))
     S = S.view(batch, frames * free, frames * free)
+    # Without a prior nothing would hold the coefficients of a basis that hardly moves anything.
+    prior = _COEFFICIENT_WEIGHT / frames
+    right = right - prior * c[..., 1:]
+    S.diagonal(dim1=-2, dim2=-1).add_(prior)
     diagonal = S.diagonal(dim1=-2, dim2=-1)
     S = S + torch.diag_embed(1e-2 * diagonal + 1e-9 * diagonal.mean(-1, keepdim=True) + 1e-12)
     step = solve(S, right.flatten(1)[..., None]).view(batch, frames, free)
     trial = motion._replace(coefficients=torch.cat([c[..., :1], c[..., 1:] + step], -1))
     after = cost(trial, sight)
-    better = after.sum(1) < current.sum(1)
+    less = prior * (c.square() - trial.coefficients.square()).sum((1, 2))
+    better = after.sum(1) < current.sum(1) + less
     motion = motion._replace(coefficients=choose(better, trial.coefficients, c))
     return motion, choose(better, after, current)

@@ -114,9 +114,9 @@ def _creatures(
     vigour = (walk + jump) * draw.uniform((0.5, 1.3), *lead)
 
     clock = times[:, None]  # (B, 1, T)
-    pace = 1 + 0.2 * draw.waves(times, (BODIES,), (0.05, 0.3), 0.0).clamp(-2, 2)
+    pace = 1 + 0.2 * draw.waves(times, lead[1:], (0.05, 0.3), 0.0).clamp(-2, 2)
     speed = (vigour.clamp(max=1) * rate * stride)[..., None] * pace
-    heading, path = _stroll(draw, times, (BODIES,), speed)
+    heading, path = _stroll(draw, times, lead[1:], speed)
 
     gait = 2 * math.pi * rate[..., None] * clock + 6.3 * draw.unit(*lead, 1)
     style = torch.stack([torch.ones_like(rate), draw.unit(*lead).round(), draw.unit(*lead)], -1)
@@ -124,14 +124,14 @@ def _creatures(
     angle = (gait[..., None, :] + phase[..., None]).sin() * vigour[..., None, None]
     angle = angle * draw.uniform((0.6, 1.3), *lead, BONES, 1)
     unrest = draw.log_uniform((0.3, 2.5), *lead, 1, 1)
-    wiggle = draw.waves(times, (BODIES, BONES, 3), (0.1, 2.5), 0.7)  # (B, S, J, 3, T)
+    wiggle = draw.waves(times, (*lead[1:], BONES, 3), (0.1, 2.5), 0.7)  # (B, S, J, 3, T)
     bend = s.swing[..., None] * angle[..., None, :]
     bend = bend + 0.5 * (s.wiggle * unrest[..., 0])[..., None, None] * wiggle
     rotation = multiply(s.rotation[:, :, None], exponential(bend.permute(0, 1, 4, 2, 3)))
 
     # The whole body: pitches up to rear, rolls to lie, and sways a little.
-    sway = 0.04 * draw.waves(times, (BODIES, 3), (0.2, 1.5), 0.7).transpose(-1, -2)
-    swell = draw.waves(times, (BODIES,), (0.1, 0.4), 0.0).mul(1.5).sigmoid()
+    sway = 0.04 * draw.waves(times, (*lead[1:], 3), (0.2, 1.5), 0.7).transpose(-1, -2)
+    swell = draw.waves(times, lead[1:], (0.1, 0.4), 0.0).mul(1.5).sigmoid()
     pitch = -1.2 * rear[..., None] * swell
     roll = (lie * draw.sign(*lead) * 1.4)[..., None].expand_as(pitch)
     tilt = exponential(sway + torch.stack([roll, pitch, torch.zeros_like(roll)], -1))

@@ -48,9 +48,9 @@ def film(
     kind = draw.pick(weights, clips, 1)
     is_kind = {name: (kind == i).float() for i, name in enumerate(CAMERAS)}
     position, target, up, glance = _rig(draw, variety, is_kind, times, subject, distance, size)
-    rotation = multiply(_look_at(position, target, up), glance)
+    rotation = multiply(look_at(position, target, up), glance)
 
-    hand_rotation, hand_position = _hand(draw, variety, times)
+    hand_rotation, hand_position = hand(draw, variety, times)
     # A longer lens is held steadier, or nothing would stay in the image.
     steady = (0.9 / sides).clamp(max=1)[:, None, None, None]
     real = is_kind["recorded"][..., None] > 0
@@ -62,7 +62,7 @@ def film(
     position = position + rotate(middle, hand_position * distance[:, None, None])
     # Half of those who walk a recorded path keep their eyes on the subject.
     aims = real & draw.chance(0.5, clips, 1, 1)
-    rotation = torch.where(aims[..., None], _look_at(position, target, up), rotation)
+    rotation = torch.where(aims[..., None], look_at(position, target, up), rotation)
     steady = torch.where(aims[..., None], 0.25 * steady, steady)
     level = torch.eye(3, device=draw.device)
     hand_rotation = orthonormal(level + steady * (hand_rotation - level))
@@ -151,14 +151,14 @@ def _lag(draw: Draw, times: Tensor, path: Tensor) -> Tensor:
     return (weight[..., None] * path[:, None]).sum(2)
 
 
-def _look_at(position: Tensor, target: Tensor, up: Tensor) -> Tensor:
+def look_at(position: Tensor, target: Tensor, up: Tensor) -> Tensor:
     """Rotations camera to world: z to the target, y down. All (B, T, 3), up (B, 1, 3)."""
     z = normalize(target - position, dim=-1)
     x = normalize(torch.linalg.cross(z, up.expand_as(z)), dim=-1)
     return torch.stack([x, torch.linalg.cross(z, x), z], -1)
 
 
-def _hand(draw: Draw, variety: Variety, times: Tensor) -> tuple[Tensor, Tensor]:
+def hand(draw: Draw, variety: Variety, times: Tensor) -> tuple[Tensor, Tensor]:
     """A shaking hand: rotations (B, T, 3, 3), positions (B, T, 3) as a share of the distance."""
     scale = draw.log_uniform(variety.shake, len(times), 1, 2)
     turn = draw.waves(times, (3,), _HAND_BAND, _HAND_ROTATION_SLOPE).transpose(1, 2)

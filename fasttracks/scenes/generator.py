@@ -16,12 +16,14 @@ from torch import Tensor
 
 from fasttracks.evaluation.metrics import Truth
 from fasttracks.geometry import MIN_DEPTH
+from fasttracks.scenes import passages
 from fasttracks.scenes.library import Library
 from fasttracks.scenes.queries import attach, place_queries
 from fasttracks.scenes.rays import in_sight
 from fasttracks.scenes.sampling import Draw, rotate_back
 from fasttracks.scenes.scene import Scene, choose_lens, compose
-from fasttracks.scenes.tracker_errors import degrade
+from fasttracks.scenes.skeletons import BONES
+from fasttracks.scenes.tracker_errors import Texture, degrade
 from fasttracks.scenes.variety import Variety
 
 
@@ -30,10 +32,10 @@ class Clips:
     """B clips of T frames and N tracks on one device, float32.
 
     Image coordinates are normalised by the focal length that is assumed: where the true one is
-    unknown that is the image's longer side, and `focal` is the correction to find.
+    unknown that is `Variety.assumed_focal`, and `focal` is the correction to find.
     """
 
-    tracks: Tensor  # (B, T, N, 3) u, v and observed flag, as a tracker delivers them
+    tracks: Tensor  # (B, T, N, 3) u, v and observed flag: a tracker's, held where not observed
     truth_tracks: Tensor  # (B, T, N, 2) exact projections; meaningless behind the camera
     visible: Tensor  # (B, T, N) bool: in front, in the image, and not hidden
     points_camera: Tensor  # (B, T, N, 3) in each frame's camera, also where not visible
@@ -44,6 +46,7 @@ class Clips:
     pixels: Tensor  # (B,) the assumed focal length in pixels
     extent: Tensor  # (B, 2) half the image's width and height, normalised
     query: Tensor  # (B, N) the frames in which tracks start
+    body: Tensor  # (B, N) which of the bodies they are on, or a number after those
 
     @property
     def truth(self) -> Truth:
@@ -56,6 +59,7 @@ class Clips:
             self.moving,
             self.truth_tracks,
             self.focal,
+            self.body,
         )
 
 
@@ -95,20 +99,25 @@ def _shoot(
     variety: Variety,
 ) -> tuple[Scene, Clips]:
     lens = choose_lens(draw, variety, batch)
-    scene = compose(draw, library, variety, lens, frames)
+    composed = passages.compose if variety.passage else compose
+    scene = composed(draw, library, variety, lens, frames)
     query, pixel = place_queries(draw, variety, scene, lens, tracks)
-    points, slack = attach(draw, variety, scene, lens, query, pixel)
+    points, slack, surface = attach(draw, variety, scene, lens, query, pixel)
 
     camera = points - scene.position[:, :, None]
     camera = rotate_back(scene.rotation[:, :, None], camera)
     depth = camera[..., 2:]
-    truth = lens.focal[:, None, None, None] * camera[..., :2] / depth.clamp(min=MIN_DEPTH)
-    inside = (truth.abs() <= lens.extent[:, None, None]).all(-1) & (depth[..., 0] > MIN_DEPTH)
+    truth = camera[..., :2] / depth.clamp(min=MIN_DEPTH)
+    focal = lens.focal[:, None, None, None]
+    extent = lens.extent / lens.focal[:, None]
+    inside = (truth.abs() <= extent[:, None, None]).all(-1) & (depth[..., 0] > MIN_DEPTH)
     visible = inside & in_sight(scene.solids, scene.planes, scene.position, points, slack)
     travel = (points - points[:, :1]).square().sum(-1).amax(1)
+    counts = scene.body_bones, slack.shape[2], scene.planes.offset.shape[1]
+    found = degrade(draw, variety, truth, visible, query, extent, Texture(surface, *counts))
     return scene, Clips(
-        tracks=degrade(draw, variety, truth, visible, query, lens.extent),
-        truth_tracks=truth,
+        tracks=torch.cat([focal * found[..., :2], found[..., 2:]], -1),
+        truth_tracks=focal * truth,
         visible=visible,
         points_camera=camera,
         rotation=scene.rotation,
@@ -118,4 +127,5 @@ def _shoot(
         pixels=lens.pixels,
         extent=lens.extent,
         query=query,
+        body=(surface // BONES).clamp(max=scene.skin.shape[1]),
     )

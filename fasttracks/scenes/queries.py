@@ -10,7 +10,7 @@ from fasttracks.geometry import MIN_DEPTH
 from fasttracks.scenes import places, skins
 from fasttracks.scenes.rays import first_hit
 from fasttracks.scenes.sampling import Draw, constant, pick_frames, rotate, rotate_back
-from fasttracks.scenes.scene import BODY_BONES, Lens, Scene
+from fasttracks.scenes.scene import Lens, Scene
 from fasttracks.scenes.skeletons import BONES
 from fasttracks.scenes.variety import Variety
 
@@ -55,7 +55,9 @@ def place_queries(
     pixel = torch.where(free[..., None], anywhere, grid)
     query = starts.gather(1, (taken // cells**2) % used[:, :, 0, 0])
 
-    share = draw.uniform((0.2, 1), batch, 1) * draw.chance(variety.on_subject, batch, 1)
+    share = draw.uniform(variety.subject_share, batch, 1) * draw.chance(
+        variety.on_subject, batch, 1
+    )
     wanted = draw.chance(share, batch, tracks)
     on_body = _on_bodies(draw, scene, lens, query)
     inside = (on_body.abs() < lens.extent[:, None]).all(-1)
@@ -64,11 +66,12 @@ def place_queries(
 
 def _on_bodies(draw: Draw, scene: Scene, lens: Lens, query: Tensor) -> Tensor:
     """Image coordinates (B, N, 2) of places in bones, in frames (B, N); far out if behind."""
-    shape = scene.solids.cones[:, :BODY_BONES]
-    height = scene.solids.position[:, 0, :BODY_BONES, 2]
+    bones = scene.body_bones
+    shape = scene.solids.cones[:, :bones]
+    height = scene.solids.position[:, 0, :bones, 2]
     area = (shape[..., 0] + shape[..., 1]) * shape[..., 1] * (height > -0.5 * places.AWAY)
     # The least of exponential variables is any one's in proportion to its rate.
-    waits = -draw.unit(*query.shape, BODY_BONES).clamp(min=1e-9).log() / (area[:, None] + 1e-9)
+    waits = -draw.unit(*query.shape, bones).clamp(min=1e-9).log() / (area[:, None] + 1e-9)
     bone = waits.argmin(-1)
     clip = torch.arange(len(query), device=query.device)[:, None]
     length, radius = (pick_frames(shape[..., i], bone)[..., None] for i in range(2))
@@ -84,11 +87,12 @@ def _on_bodies(draw: Draw, scene: Scene, lens: Lens, query: Tensor) -> Tensor:
 
 def attach(
     draw: Draw, variety: Variety, scene: Scene, lens: Lens, query: Tensor, pixel: Tensor
-) -> tuple[Tensor, Tensor]:
-    """World points (B, T, N, 3) of what the queries see, and their slack (B, N, M).
+) -> tuple[Tensor, Tensor, Tensor]:
+    """World points (B, T, N, 3) of what the queries see, their slack (B, N, M), what they are on.
 
-    A point is fixed to the solid it is on. Skin near the start of a bone also follows the bone's
-    parent, as linear blend skinning does, and may then lie a little inside either: its slack.
+    The last (B, N) int64: one of M solids, or M + i for the i-th plane. A point is fixed to it;
+    skin near the start of a bone also follows the bone's parent, as linear blend skinning does,
+    and may then lie a little inside either: its slack.
     """
     solids = scene.solids
     clips, frames, count = solids.position.shape[:3]
@@ -144,7 +148,10 @@ def attach(
     near = near | (scene.parent[:, None] == solid[..., None])
     slack = (soft[..., None] * 0.4).maximum(sunk[..., None])
     thin = pad(solids.cones[..., 1:].amin(-1), (0, count - solids.cones.shape[1]))
-    return points, near * slack * thin[:, None]
+    planes = scene.planes
+    off = (points[:, 0, :, None] * planes.normal[:, None]).sum(-1) - planes.offset[:, None]
+    surface = torch.where(solid == count, count + off.argmax(-1), solid)
+    return points, near * slack * thin[:, None], surface
 
 
 def _on_skin(scene: Scene, solid: Tensor, local: Tensor) -> tuple[Tensor, Tensor]:
@@ -152,7 +159,7 @@ def _on_skin(scene: Scene, solid: Tensor, local: Tensor) -> tuple[Tensor, Tensor
 
     Also how deep inside they may then be along a line of sight (B, N), in radii.
     """
-    bare = solid >= BODY_BONES
+    bare = solid >= scene.body_bones
     bone = torch.where(bare, 0, solid)
     skin = scene.skin.gather(1, bone // BONES)
     reliefs = scene.reliefs.flatten(0, 1)

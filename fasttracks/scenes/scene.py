@@ -17,7 +17,6 @@ from fasttracks.scenes.sampling import Draw, constant
 from fasttracks.scenes.skeletons import BONES
 from fasttracks.scenes.variety import Variety
 
-BODY_BONES = BODIES * BONES  # the first of a scene's solids
 MOVERS = 2  # things a clip that drive or roll: each a ball or a car of two boxes
 _ASPECTS = ((16, 9), (4, 3), (1, 1), (9, 16), (3, 4))
 _ASPECT_WEIGHTS = (0.4, 0.25, 0.1, 0.15, 0.1)
@@ -39,7 +38,8 @@ def choose_lens(draw: Draw, variety: Variety, batch: int) -> Lens:
     aspects = constant(_ASPECTS, draw.device)
     half = (aspects / aspects.amax(1, keepdim=True))[shape] / 2
     sides = draw.log_uniform(variety.focal, batch)
-    assumed = torch.where(draw.chance(variety.unknown_focal, batch), 1.0, sides)
+    unknown = draw.chance(variety.unknown_focal, batch)
+    assumed = torch.where(unknown, variety.assumed_focal, sides)
     longer = draw.log_uniform((360, 1280), batch)
     return Lens(sides / assumed, assumed * longer, half / assumed[:, None], sides)
 
@@ -52,10 +52,15 @@ class Scene:
     planes: Planes
     parent: Tensor  # (B, M) int64 the solid whose skin a solid's blends into, or itself
     reliefs: Tensor  # (K, J, R, S) of skins, and
-    skin: Tensor  # (B, BODIES) int64 which of them a body wears
+    skin: Tensor  # (B, S) int64 which of them a body wears
     rotation: Tensor  # (B, T, 3, 3) of the camera
     position: Tensor  # (B, T, 3)
     distance: Tensor  # (B,) about how far the subject is
+
+    @property
+    def body_bones(self) -> int:
+        """How many of the solids, the first ones, are bones of bodies."""
+        return BONES * self.skin.shape[1]
 
 
 def compose(draw: Draw, library: Library, variety: Variety, lens: Lens, frames: int) -> Scene:
@@ -88,8 +93,7 @@ def compose(draw: Draw, library: Library, variety: Variety, lens: Lens, frames: 
     balls, cars = _movers(draw, variety, clock, position, distance, size)
     inside = bodies.position[:, 0].flatten(1, 2)
     planes = places.enclose(draw, variety, place, distance, position, inside)
-    solids = _solids(bodies, cones, balls, boxes, cars, frames)
-    parents = _parents(bodies, solids)
+    solids, parents = assemble(bodies, cones, balls, boxes, cars, frames)
     skin = bodies.skin
     return Scene(solids, planes, parents, library.reliefs, skin, rotation, position, distance)
 
@@ -156,16 +160,19 @@ def _movers(
     return balls, cars
 
 
-def _solids(
+def assemble(
     bodies: Bodies, cones: Things, balls: Things, boxes: Things, cars: Things, frames: int
-) -> Solids:
-    """All solids of the scene in one table: bones first, in the order of the bodies."""
+) -> tuple[Solids, Tensor]:
+    """All solids of a scene in one table, bones first in the order of the bodies; their parents.
+
+    A parent (B, M) is the solid whose skin a solid's blends into: its bone's parent, else itself.
+    """
 
     def fixed(value: Tensor) -> Tensor:
         return value[:, None].expand(-1, frames, *value.shape[1:])
 
     bone_scale = pad(bodies.flatness, (0, 1), value=1.0)
-    return Solids(
+    solids = Solids(
         rotation=torch.cat(
             [
                 bodies.rotation.transpose(1, 2).flatten(2, 3),
@@ -191,16 +198,9 @@ def _solids(
         ),
         cones=torch.cat([bodies.shape.flatten(1, 2), cones.shape, balls.shape], 1),
     )
-
-
-def _parents(bodies: Bodies, solids: Solids) -> Tensor:
-    """For each solid the one its skin blends into: its bone's parent, else itself."""
     clips, count = solids.scale.shape[:2]
     itself = torch.arange(count, device=solids.scale.device).expand(clips, -1)
-    first = BONES * torch.arange(BODIES, device=itself.device)[:, None]
-    parent = torch.where(
-        bodies.parent < BONES,
-        bodies.parent + first,
-        itself[:, :BODY_BONES].unflatten(1, (BODIES, -1)),
-    )
-    return torch.cat([parent.flatten(1), itself[:, BODY_BONES:]], 1)
+    first = BONES * torch.arange(bodies.parent.shape[1], device=itself.device)[:, None]
+    own = itself[:, : bodies.parent[0].numel()].unflatten(1, bodies.parent.shape[1:])
+    parent = torch.where(bodies.parent < BONES, bodies.parent + first, own)
+    return solids, torch.cat([parent.flatten(1), itself[:, parent[0].numel() :]], 1)

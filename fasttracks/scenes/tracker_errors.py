@@ -5,10 +5,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fasttracks.inputs import hold
 from fasttracks.scenes.sampling import Draw, Range
 from fasttracks.scenes.variety import Variety
 
 PIXEL = 1 / 500  # `Variety` counts in pixels of a camera with this focal length
+
+
+class Texture(NamedTuple):
+    """What tracks are on."""
+
+    surface: Tensor  # (B, N) int64: bones, then other solids, then planes
+    bones: int  # how many of each there are
+    solids: int  # with the bones
+    planes: int
 
 
 class _Clip(NamedTuple):
@@ -18,13 +28,19 @@ class _Clip(NamedTuple):
 
 
 def degrade(
-    draw: Draw, variety: Variety, truth: Tensor, visible: Tensor, query: Tensor, extent: Tensor
+    draw: Draw,
+    variety: Variety,
+    truth: Tensor,
+    visible: Tensor,
+    query: Tensor,
+    extent: Tensor,
+    texture: Texture,
 ) -> Tensor:
     """Tracks (B, T, N, 3) of u, v and observed flag that a tracker might deliver.
 
-    truth (B, T, N, 2) and extent (B, 2), half the image's sides, in normalised coordinates;
-    visible (B, T, N); query (B, N) the frames in which tracks start. Every track has a position
-    in every frame: trackers run both ways from the query.
+    truth (B, T, N, 2) and extent (B, 2), half the image's sides, in coordinates normalised by the
+    true focal length; visible (B, T, N); query (B, N) the frames in which tracks start, from which
+    trackers run both ways. Unseen positions are held, as networks get them.
     """
     clips, frames, tracks, _ = truth.shape
     time = torch.arange(frames, device=draw.device)[:, None]
@@ -45,18 +61,20 @@ def degrade(
     gone = _onwards(~seen, clip.age) & klt & draw.chance(0.9, clips, 1, tracks)
     observed = seen & ~dark & ~lost & ~gone
 
-    amount = draw.uniform(variety.drift, clips, 1, 1, 1) * draw.unit(clips, 1, tracks, 1)
-    walk = _walk(draw, clip, amount * PIXEL)
-    # What isn't seen is guessed, worse the longer it lasts; or stays where it was last seen.
-    unseen = _walk(draw, clip, draw.log_uniform((0.2, 4), clips, 1, 1, 1) * PIXEL)
-    position = position + walk + torch.where(observed[..., None], 0.0, unseen)
-    stays = klt | draw.chance(0.15, clips, 1, tracks)
-    position = torch.where(stays[..., None], _freeze(position, observed, clip.age), position)
+    if variety.bare[1] > 0 or variety.mortal[1] > 0:
+        observed = observed & ~(klt & _dies(draw, variety, clip, texture))
 
+    amount = draw.uniform(variety.drift, clips, 1, 1, 1) * draw.unit(clips, 1, tracks, 1)
+    position = position + _walk(draw, clip, amount * PIXEL)
+    if variety.slips[1] > 0:
+        angle = 2 * torch.pi * draw.unit(clips, 1, tracks)
+        edge = torch.stack([angle.cos(), angle.sin()], -1)
+        slip = _walk(draw, clip, draw.log_uniform((0.1, 1), clips, 1, tracks, 1) * PIXEL)[..., :1]
+        position = position + torch.where(some(variety.slips)[:, None, :, None], slip * edge, 0.0)
     level = draw.uniform(variety.noise, clips, 1, 1, 1)
     level = level * (0.5 * draw.normal(clips, 1, tracks, 1)).exp()
-    noise = level * PIXEL * draw.normal(*position.shape)
-    position = position + torch.where((stays & ~observed)[..., None], 0.0, noise)
+    position = position + level * PIXEL * draw.normal(*position.shape)
+    position = hold(torch.cat([position, observed[..., None].float()], -1))[..., :2]
 
     astray = some(variety.outliers)[:, None, :, None]
     wander = _walk(draw, clip, draw.log_uniform((1, 12), clips, 1, tracks, 1) * PIXEL)
@@ -70,7 +88,7 @@ def degrade(
     observed = torch.where(clean, visible, observed)
     position = torch.where(clean[..., None], truth, position)
     position = torch.minimum(position.maximum(-bound), bound)
-    return torch.cat([position, observed[..., None].float()], -1)
+    return hold(torch.cat([position, observed[..., None].float()], -1))
 
 
 def _onwards(event: Tensor, age: Tensor) -> Tensor:
@@ -80,15 +98,18 @@ def _onwards(event: Tensor, age: Tensor) -> Tensor:
     return torch.where(age > 0, later, earlier & (age < 0))
 
 
-def _freeze(position: Tensor, observed: Tensor, age: Tensor) -> Tensor:
-    """Positions (B, T, N, 2) as they were when last observed on the way from the query."""
-    known = observed | (age == 0)
-    frame = torch.arange(age.shape[1], device=age.device)[:, None].expand_as(age)
-    last = torch.where(known, frame, -1).cummax(1).values
-    after = age.shape[1]
-    next_ = torch.where(known, frame, after).flip(1).cummin(1).values.flip(1)
-    source = torch.where(age >= 0, last, next_).clamp(0, after - 1)
-    return position.gather(1, source[..., None].expand_as(position))
+def _dies(draw: Draw, variety: Variety, clip: _Clip, texture: Texture) -> Tensor:
+    """Frames (B, T, N) after KLT lost a track for want of texture, or as it is on a body."""
+    clips, frames, tracks = clip.visible.shape
+    part = draw.uniform(variety.bare, clips, 1)
+    share = part.expand(-1, texture.solids)
+    share = torch.cat([share, part.sqrt().expand(-1, texture.planes)], 1)
+    smooth = draw.chance(share, *share.shape).gather(1, texture.surface)
+    fragile = draw.chance(torch.where(smooth, 0.9, 0.3 * part), clips, tracks)
+    a_frame = torch.where(fragile, draw.uniform((0.2, 0.8), clips, tracks), 0.0)
+    moves = (texture.surface < texture.bones) * draw.uniform(variety.mortal, clips, 1)
+    a_frame = a_frame.maximum(moves * draw.unit(clips, tracks))
+    return _onwards(draw.chance(a_frame[:, None], clips, frames, tracks), clip.age)
 
 
 def _walk(draw: Draw, clip: _Clip, step: Tensor) -> Tensor:

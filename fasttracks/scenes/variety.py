@@ -9,6 +9,10 @@ PLACES = ("open", "street", "room", "backdrop")
 CAMERAS = ("orbit", "walk", "follow", "dolly", "still", "pan", "recorded")
 ACTIONS = ("walk", "idle", "rear", "lie", "jump")
 
+# Focal length in longer sides that networks are trained to be given where it is unknown, for them
+# to correct: shorter than any known one, so that tracks themselves say which they are.
+ASSUMED_FOCAL = 0.4
+
 
 @dataclass(frozen=True)
 class Variety:
@@ -19,7 +23,7 @@ class Variety:
 
     # Who moves
     person: float = 0.35  # of bodies that are a recorded person, where there are recordings
-    company: tuple[float, ...] = (0.05, 0.55, 0.25, 0.15)  # weights of 0, 1, 2, 3 bodies
+    company: tuple[float, ...] = (0.05, 0.55, 0.25, 0.15)  # weights of 0, 1, 2, ... bodies
     frozen: float = 0.06  # nothing moves in the whole clip
     movers: float = 0.25  # balls and vehicles drive about
     actions: tuple[float, ...] = (0.5, 0.25, 0.1, 0.07, 0.08)
@@ -41,11 +45,19 @@ class Variety:
     shake: Range = (0.05, 1.0)  # of a hand as in TUM's fr1_xyz, whose is a lively one
     recorded: Range = (0.15, 1.2)  # unit of a recorded path, in distances to the subject
     focal: Range = (0.6, 2.2)  # in longer sides of the image
-    unknown_focal: float = 0.35  # tracks are normalised by a guess: one longer side
+    unknown_focal: float = 0.35  # share of clips whose tracks are normalised by a guess:
+    assumed_focal: float = ASSUMED_FOCAL  # in longer sides
+
+    # A camera that passes through (`passages`), in place of those above; lengths are in metres
+    passage: bool = False
+    travel: Range = (0.5, 9.0)  # how far it comes
+    halt: float = 0.1  # it stands instead, on a tripod or in a hand
+    aside: float = 0.12  # it looks anywhere, not along its way
 
     # Tracks
     random_pixels: float = 0.2  # queries anywhere instead of on a grid
-    on_subject: float = 0.5  # clips in which a part of the queries is on the subject
+    on_subject: float = 0.5  # clips in which a part of the queries is on bodies:
+    subject_share: Range = (0.2, 1.0)  # that part
     clean: float = 0.08  # clips with perfect tracks
     klt: float = 0.4  # trackers that lose what they can't see; the others guess on
     noise: Range = (0.05, 1.5)  # pixels of jitter
@@ -56,6 +68,9 @@ class Variety:
     sticky: Range = (0.0, 0.3)  # occluded tracks that go on with their occluder
     outliers: Range = (0.0, 0.06)  # tracks that wander freely
     flags: Range = (0.0, 0.02)  # observed flags that are wrong
+    bare: Range = (0.0, 0.0)  # surfaces on which KLT's tracks die within frames: sky, asphalt
+    mortal: Range = (0.0, 0.0)  # KLT's tracks on bodies that are lost, a frame
+    slips: Range = (0.0, 0.0)  # tracks that slide along an edge
 
 
 # Clips as most people take them: one or two subjects close by, filmed by a phone that is walked
@@ -93,3 +108,42 @@ TRIPOD = replace(
     focal=(0.65, 2.2),
     unknown_focal=0.4,
 )
+
+# What people film while they walk or ride: streets, corridors and parks ahead, passers-by, long
+# straight paths, and the long and exact tracks that KLT finds on what stands still. Measured on
+# real clips by `benchmarks/track_statistics.py`.
+WALK = Variety(
+    passage=True,
+    person=0.8,
+    company=(0.04, 0.2, 0.22, 0.22, 0.18, 0.14),
+    frozen=0.02,
+    movers=0.3,
+    actions=(0.75, 0.2, 0.0, 0.02, 0.03),
+    fill=(0.06, 0.7),
+    span=(0.8, 5.0),
+    places=(0.3, 0.6, 0.1, 0.0),
+    clutter=(0.4, 1.0),
+    shake=(0.01, 0.6),
+    focal=(0.5, 1.6),
+    unknown_focal=0.5,
+    random_pixels=0.5,
+    on_subject=0.7,
+    subject_share=(0.03, 0.5),
+    clean=0.04,
+    klt=0.6,
+    noise=(0.01, 0.16),
+    drift=(0.002, 0.07),
+    hidden=(0.0, 0.05),
+    lost=(0.0, 0.06),
+    jumps=(0.0, 0.02),
+    sticky=(0.0, 0.2),
+    outliers=(0.0, 0.02),
+    flags=(0.0, 0.002),
+    bare=(0.05, 0.7),
+    mortal=(0.0, 0.15),
+    slips=(0.0, 0.15),
+)
+
+# What training takes in turn.
+_OFTEN_UNKNOWN = replace(CASUAL, unknown_focal=0.5)
+TURNS = (_OFTEN_UNKNOWN, WALK, Variety(), WALK, _OFTEN_UNKNOWN, WALK, TRIPOD, WALK)

@@ -21,9 +21,11 @@ from fasttracks.config import Config
 from fasttracks.evaluation.metrics import Estimate, Truth, flat_guess, metrics
 from fasttracks.files import replacing
 from fasttracks.geometry import Prediction
+from fasttracks.inputs import hold
 from fasttracks.learning import forward, learning_rate_share, unsupervised
 from fasttracks.network import TracksTo4D
 from fasttracks.scenes.generator import seeded
+from fasttracks.scenes.variety import ASSUMED_FOCAL
 from fasttracks.training.deepening import deepened
 from fasttracks.training.muon import Muon
 from fasttracks.training.sources import Batch, Source
@@ -171,11 +173,12 @@ def start(
     schedule: Schedule,
     device: torch.device,
     rounds: int | None = None,
+    assumed_focal: float | None = ASSUMED_FOCAL,
 ) -> Run:
     """A fresh run: from a weights file, of any size, or from random weights of a network's sizes.
 
     The file's network is made `rounds` deep first, if that is given. It learns to correct the
-    focal length, whatever it did before.
+    focal length, whatever it did before, from `assumed_focal`; None: from what it was.
     """
     torch.manual_seed(schedule.seed)
     if isinstance(weights, Config):
@@ -185,7 +188,8 @@ def start(
         if rounds:
             source = deepened(source, rounds)
         sizes = source.config
-    network = TracksTo4D(replace(sizes, predicts_focal=True))
+    assumed_focal = assumed_focal or sizes.assumed_focal
+    network = TracksTo4D(replace(sizes, predicts_focal=True, assumed_focal=assumed_focal))
     head: Any = network.camera
     with torch.no_grad():
         if source is None:  # cameras begin at (0, 0, -15), looking along +z
@@ -295,13 +299,17 @@ def _batches(run: Run, source: Source, rank: int, world: int) -> Iterator[Batch]
             main = torch.cuda.current_stream(device)
             main.wait_stream(side)
             for tensor in (batch[0], *(batch[1] or ())):
-                tensor.record_stream(main)
+                if tensor is not None:
+                    tensor.record_stream(main)
             ahead = make(step + 1)
         yield cut(batch, run.schedule, step)
 
 
 def cut(batch: Batch, schedule: Schedule, step: int) -> Batch:
-    """A run of the frames of all clips, of a length that is drawn for the step."""
+    """A run of the frames of all clips, of a length that is drawn for the step.
+
+    What is held in it is from within it.
+    """
     inputs, truth = batch
     frames = inputs.shape[1]
     draw = seeded((schedule.seed << 32) + step, "lengths", "cpu")
@@ -309,7 +317,7 @@ def cut(batch: Batch, schedule: Schedule, step: int) -> Batch:
     length = int(torch.randint(least, frames + 1, (), generator=draw))
     begin = int(torch.randint(frames - length + 1, (), generator=draw))
     part = slice(begin, begin + length)
-    return inputs[:, part], truth and truth.during(part)
+    return hold(inputs[:, part]), truth and truth.during(part)
 
 
 class _Log:

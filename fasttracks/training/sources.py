@@ -57,18 +57,22 @@ def _record(make: Callable[[torch.Generator], Batch], library: Library) -> Calla
     def replay(key: int) -> Batch:
         generator.manual_seed(seeded(key, library.split, "cpu").initial_seed())
         graph.replay()
-        return tracks.clone(), Truth(*(value.clone() for value in truth))
+        return tracks.clone(), Truth(*(value.clone() for value in truth if value is not None))
 
     return replay
 
 
-def recordings(clips: Sequence[Tracks], seed: int, device: torch.device) -> Source:
+def recordings(
+    clips: Sequence[Tracks], seed: int, device: torch.device, assumed_focal: float = 1.0
+) -> Source:
     """Pieces of tracked clips without truth, for the paper's loss.
+
+    Where the focal length is unknown it is taken for `assumed_focal` longer sides.
 
     A piece is a run of frames and a choice of tracks; a clip that is too short or has too few
     is repeated there and back.
     """
-    inputs = [torch.from_numpy(clip.inputs()).float() for clip in clips]
+    inputs = [clip.inputs(clip.camera(assumed_focal)).float() for clip in clips]
 
     def source(shape: tuple[int, int, int], step: int) -> Batch:
         draw = seeded((seed << 32) + step, "recordings", "cpu")

@@ -10,18 +10,17 @@ import triton.language as tl
 
 from fasttracks.geometry import MIN_DEPTH
 from fasttracks.kernels.adjust_points import _mixed
-from fasttracks.kernels.common import follow, overlap
-from fasttracks.kernels.geometry import (
-    _apply,
-    _in_camera,
-    _load3,
-    _misfit,
-    _observe,
-    _store3,
-    _turned,
+from fasttracks.kernels.camera_math import (
+    in_camera,
+    load3,
+    misfit,
+    observe,
+    rotate,
+    store3,
+    turned,
 )
-
-LAUNCH = {"FRAMES": 16, "TRACKS": 8, "num_warps": 4, "enable_fp_fusion": True}
+from fasttracks.kernels.common import follow, overlap
+from fasttracks.kernels.launches import launch
 
 
 @triton.jit(do_not_specialize=("T", "N", "K"))
@@ -56,30 +55,30 @@ def _by_point(
     t = tile // columns * FRAMES + tl.arange(0, FRAMES)[:, None]
     in_tracks = n < N
     frame = b * T + t
-    x, y, z = _load3(basis + (b * K * N + n) * 3, 1, in_tracks)  # the first coefficient is 1
+    x, y, z = load3(basis + (b * K * N + n) * 3, 1, in_tracks)  # the first coefficient is 1
     zero = tl.zeros((FRAMES, TRACKS), x.dtype)
     x, y, z = x + zero, y + zero, z + zero
     for k in range(1, K):
         c = tl.load(coefficients + frame * K + k, mask=t < T, other=0.0)
-        bx, by, bz = _load3(basis + ((b * K + k) * N + n) * 3, 1, in_tracks)
+        bx, by, bz = load3(basis + ((b * K + k) * N + n) * 3, 1, in_tracks)
         x += c * bx
         y += c * by
         z += c * bz
-    r, p = _in_camera(rotation, position, frame, t < T, x, y, z)
+    r, p = in_camera(rotation, position, frame, t < T, x, y, z)
     f = tl.load(focal + frame, mask=t < T, other=1.0)
     sigma = tl.load(scale + b * N + n, mask=in_tracks, other=1.0)
     mask = (t < T) & in_tracks
     token = frame * N + n
     tracks = positions, weight, log_depth, depth_weight
-    m, g, _, _, _ = _observe(p, f, sigma, tracks, token, mask, mask, MIN_DEPTH)
+    m, g, _, _, _ = observe(p, f, sigma, tracks, token, mask, mask, MIN_DEPTH)
     r0, r1, r2, r3, r4, r5, r6, r7, r8 = r
     c0, c1, c2 = _mixed(r, m)
-    xx, xy, yy, xz, yz, zz = _turned(r, c0, c1, c2)
-    _store3(hessian + token * 9, 1, xx, xy, xz, mask)
-    _store3(hessian + token * 9 + 3, 1, xy, yy, yz, mask)
-    _store3(hessian + token * 9 + 6, 1, xz, yz, zz, mask)
-    gx, gy, gz = _apply(r0, r1, r2, r3, r4, r5, r6, r7, r8, g[0], g[1], g[2])
-    _store3(gradient + token * 3, 1, gx, gy, gz, mask)
+    xx, xy, yy, xz, yz, zz = turned(r, c0, c1, c2)
+    store3(hessian + token * 9, 1, xx, xy, xz, mask)
+    store3(hessian + token * 9 + 3, 1, xy, yy, yz, mask)
+    store3(hessian + token * 9 + 6, 1, xz, yz, zz, mask)
+    gx, gy, gz = rotate(r0, r1, r2, r3, r4, r5, r6, r7, r8, g[0], g[1], g[2])
+    store3(gradient + token * 3, 1, gx, gy, gz, mask)
 
 
 @triton.jit(do_not_specialize=("T", "N", "K"))
@@ -113,7 +112,7 @@ def _cost(
     in_tracks = n < N
     sigma = tl.load(scale + b * N + n, mask=in_tracks, other=1.0)
     stiff = tl.load(smooth + b * N + n, mask=in_tracks, other=0.0)
-    x0, y0, z0 = _load3(basis + (b * K * N + n) * 3, 1, in_tracks)
+    x0, y0, z0 = load3(basis + (b * K * N + n) * 3, 1, in_tracks)
     total = tl.zeros((FRAMES, TRACKS), x0.dtype)
     zero = total
     tracks = positions, weight, log_depth, depth_weight
@@ -128,24 +127,24 @@ def _cost(
             c = tl.load(place, mask=t < T, other=0.0)
             after = tl.load(place + K, mask=bends, other=0.0)
             a = tl.where(bends, c - 2 * after + tl.load(place + 2 * K, mask=bends, other=0.0), 0.0)
-            bx, by, bz = _load3(basis + ((b * K + k) * N + n) * 3, 1, in_tracks)
+            bx, by, bz = load3(basis + ((b * K + k) * N + n) * 3, 1, in_tracks)
             x += c * bx
             y += c * by
             z += c * bz
             ax += a * bx
             ay += a * by
             az += a * bz
-        _r, p = _in_camera(rotation, position, frame, t < T, x, y, z)
+        _r, p = in_camera(rotation, position, frame, t < T, x, y, z)
         f = tl.load(focal + frame, mask=t < T, other=1.0)
         mask = (t < T) & in_tracks
         token = frame * N + n
-        by_offset, by_depth = _misfit(p, f, sigma, tracks, token, mask, MIN_DEPTH)
+        by_offset, by_depth = misfit(p, f, sigma, tracks, token, mask, MIN_DEPTH)
         total += by_offset
         total += by_depth
         total += stiff * (ax * ax + ay * ay + az * az)
     own = tl.zeros((1, TRACKS), x0.dtype)
     for k in range(1, K):
-        bx, by, bz = _load3(basis + ((b * K + k) * N + n) * 3, 1, in_tracks)
+        bx, by, bz = load3(basis + ((b * K + k) * N + n) * 3, 1, in_tracks)
         own += bx * bx + by * by + bz * bz
     far = tl.load(reach + b * N + n, mask=in_tracks, other=1.0)
     result = tl.sum(total, 0)[None, :] + own / (far * far)
@@ -153,24 +152,26 @@ def _cost(
 
 
 def by_point(motion, sight) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `motion._by_point` does, its tensors on CUDA."""
+    """What `refine.motion._by_point` does, its tensors on CUDA."""
     B, T, N = sight.weight.shape
     hessian = sight.weight.new_empty(B, T, N, 3, 3)
     gradient = sight.weight.new_empty(B, T, N, 3)
-    tiles = triton.cdiv(T, LAUNCH["FRAMES"]) * triton.cdiv(N, LAUNCH["TRACKS"])
-    _launch(_by_point, B * tiles, motion, sight[:8], (hessian, gradient))
+    options = launch("adjust_motion", B * T * N, sight.weight.device)
+    tiles = triton.cdiv(T, options["FRAMES"]) * triton.cdiv(N, options["TRACKS"])
+    _run(_by_point, B * tiles, options, motion, sight[:8], (hessian, gradient))
     return hessian, gradient
 
 
 def cost(motion, sight) -> torch.Tensor:
-    """What `motion.cost` does, its tensors on CUDA."""
+    """What `refine.motion.cost` does, its tensors on CUDA."""
+    B, T, N = sight.weight.shape
     out = torch.empty_like(sight.scale)
-    blocks = triton.cdiv(sight.scale.shape[1], LAUNCH["TRACKS"])
-    _launch(_cost, len(out) * blocks, motion, sight, (out,))
+    options = launch("adjust_motion", B * T * N, sight.weight.device)
+    _run(_cost, B * triton.cdiv(N, options["TRACKS"]), options, motion, sight, (out,))
     return out
 
 
-def _launch(kernel, programs: int, motion, inputs, outputs) -> None:
+def _run(kernel, programs: int, options, motion, inputs, outputs) -> None:
     _, T, K = motion.coefficients.shape
     N = motion.basis.shape[2]
     with torch.cuda.device_of(motion.basis):
@@ -181,6 +182,6 @@ def _launch(kernel, programs: int, motion, inputs, outputs) -> None:
             N,
             K,
             MIN_DEPTH=MIN_DEPTH,
-            **LAUNCH,
+            **options,
             **overlap(motion.basis.device),
         )

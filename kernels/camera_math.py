@@ -6,7 +6,7 @@ import triton.language as tl
 
 
 @triton.jit
-def _load3(pointer, stride, mask):
+def load3(pointer, stride, mask):
     """Three values, `stride` elements apart."""
     return (
         tl.load(pointer, mask=mask, other=0.0),
@@ -16,49 +16,49 @@ def _load3(pointer, stride, mask):
 
 
 @triton.jit
-def _load9(pointer, mask):
+def load9(pointer, mask):
     """A matrix, row by row."""
-    a, b, c = _load3(pointer, 1, mask)
-    d, e, f = _load3(pointer + 3, 1, mask)
-    g, h, i = _load3(pointer + 6, 1, mask)
+    a, b, c = load3(pointer, 1, mask)
+    d, e, f = load3(pointer + 3, 1, mask)
+    g, h, i = load3(pointer + 6, 1, mask)
     return a, b, c, d, e, f, g, h, i
 
 
 @triton.jit
-def _store3(pointer, stride, x, y, z, mask):
+def store3(pointer, stride, x, y, z, mask):
     tl.store(pointer, x, mask=mask)
     tl.store(pointer + stride, y, mask=mask)
     tl.store(pointer + 2 * stride, z, mask=mask)
 
 
 @triton.jit
-def _apply(r0, r1, r2, r3, r4, r5, r6, r7, r8, x, y, z):
+def rotate(r0, r1, r2, r3, r4, r5, r6, r7, r8, x, y, z):
     """R v."""
     return r0 * x + r1 * y + r2 * z, r3 * x + r4 * y + r5 * z, r6 * x + r7 * y + r8 * z
 
 
 @triton.jit
-def _apply_back(r0, r1, r2, r3, r4, r5, r6, r7, r8, x, y, z):
+def rotate_back(r0, r1, r2, r3, r4, r5, r6, r7, r8, x, y, z):
     """Rᵀ v."""
     return r0 * x + r3 * y + r6 * z, r1 * x + r4 * y + r7 * z, r2 * x + r5 * y + r8 * z
 
 
 @triton.jit
-def _cross(ax, ay, az, bx, by, bz):
+def cross(ax, ay, az, bx, by, bz):
     return ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx
 
 
 @triton.jit
-def _product_back(a0, a1, a2, a3, a4, a5, a6, a7, a8, b0, b1, b2, b3, b4, b5, b6, b7, b8):
+def product_back(a0, a1, a2, a3, a4, a5, a6, a7, a8, b0, b1, b2, b3, b4, b5, b6, b7, b8):
     """Aᵀ B."""
-    c0, c3, c6 = _apply_back(a0, a1, a2, a3, a4, a5, a6, a7, a8, b0, b3, b6)
-    c1, c4, c7 = _apply_back(a0, a1, a2, a3, a4, a5, a6, a7, a8, b1, b4, b7)
-    c2, c5, c8 = _apply_back(a0, a1, a2, a3, a4, a5, a6, a7, a8, b2, b5, b8)
+    c0, c3, c6 = rotate_back(a0, a1, a2, a3, a4, a5, a6, a7, a8, b0, b3, b6)
+    c1, c4, c7 = rotate_back(a0, a1, a2, a3, a4, a5, a6, a7, a8, b1, b4, b7)
+    c2, c5, c8 = rotate_back(a0, a1, a2, a3, a4, a5, a6, a7, a8, b2, b5, b8)
     return c0, c1, c2, c3, c4, c5, c6, c7, c8
 
 
 @triton.jit
-def _exponential(x, y, z):
+def exponential(x, y, z):
     """The rotation by a vector; `geometry.exponential`."""
     angle = tl.sqrt(x * x + y * y + z * z + 1e-16)
     x, y, z = x / angle, y / angle, z / angle
@@ -77,7 +77,7 @@ def _exponential(x, y, z):
 
 
 @triton.jit
-def _logarithm(r0, r1, r2, r3, r4, r5, r6, r7, r8):
+def logarithm(r0, r1, r2, r3, r4, r5, r6, r7, r8):
     """The rotation vector of R, by less than half a turn; `geometry.logarithm`."""
     x, y, z = (r7 - r5) * 0.5, (r2 - r6) * 0.5, (r3 - r1) * 0.5
     sin = tl.sqrt(x * x + y * y + z * z + 1e-16)
@@ -95,23 +95,23 @@ def _logarithm(r0, r1, r2, r3, r4, r5, r6, r7, r8):
 
 
 @triton.jit
-def _image(px, py, pz, focal, MIN_DEPTH: tl.constexpr):
+def project_point(px, py, pz, focal, MIN_DEPTH: tl.constexpr):
     """Depth as projection takes it, and the projection."""
     depth = tl.maximum(pz, 0.0 * pz + MIN_DEPTH)  # MIN_DEPTH alone would be rounded to float32
     return depth, focal * px / depth, focal * py / depth
 
 
 @triton.jit
-def _in_camera(rotation, position, frame, mask, x, y, z):
+def in_camera(rotation, position, frame, mask, x, y, z):
     """A camera's R, and a world point in it, Rᵀ (X − t)."""
-    r0, r1, r2, r3, r4, r5, r6, r7, r8 = _load9(rotation + frame * 9, mask)
-    tx, ty, tz = _load3(position + frame * 3, 1, mask)
-    p = _apply_back(r0, r1, r2, r3, r4, r5, r6, r7, r8, x - tx, y - ty, z - tz)
+    r0, r1, r2, r3, r4, r5, r6, r7, r8 = load9(rotation + frame * 9, mask)
+    tx, ty, tz = load3(position + frame * 3, 1, mask)
+    p = rotate_back(r0, r1, r2, r3, r4, r5, r6, r7, r8, x - tx, y - ty, z - tz)
     return (r0, r1, r2, r3, r4, r5, r6, r7, r8), p
 
 
 @triton.jit
-def _observe(p, focal, scale, tracks, token, mask, counted, MIN_DEPTH: tl.constexpr):
+def observe(p, focal, scale, tracks, token, mask, counted, MIN_DEPTH: tl.constexpr):
     """M (xx = yy, xz, yz, zz), g, and of the focal length its product with P, itself and g.
 
     Of the camera point `p` and its observation `token`, from pointers to all: positions, weights,
@@ -119,7 +119,7 @@ def _observe(p, focal, scale, tracks, token, mask, counted, MIN_DEPTH: tl.conste
     """
     px, py, pz = p
     positions, weights, log_depths, depth_weights = tracks
-    depth, image_u, image_v = _image(px, py, pz, focal, MIN_DEPTH)
+    depth, image_u, image_v = project_point(px, py, pz, focal, MIN_DEPTH)
     off_u = image_u - tl.load(positions + token * 2, mask=mask, other=0.0)
     off_v = image_v - tl.load(positions + token * 2 + 1, mask=mask, other=0.0)
     weight = tl.load(weights + token, mask=counted, other=0.0)
@@ -145,7 +145,7 @@ def _observe(p, focal, scale, tracks, token, mask, counted, MIN_DEPTH: tl.conste
 
 
 @triton.jit
-def _turned(r, c0, c1, c2):
+def turned(r, c0, c1, c2):
     """R C, which is symmetric, from C's columns: xx, yx, yy, zx, zy, zz."""
     r0, r1, r2, r3, r4, r5, r6, r7, r8 = r
     return (
@@ -159,7 +159,7 @@ def _turned(r, c0, c1, c2):
 
 
 @triton.jit
-def _log1p(x):
+def log1p(x):
     """log(1 + x) as accurate for small x ≥ 0."""
     one_more = 1 + x
     rest = one_more - 1
@@ -167,43 +167,43 @@ def _log1p(x):
 
 
 @triton.jit
-def _misfit(p, focal, scale, tracks, token, mask, MIN_DEPTH: tl.constexpr):
+def misfit(p, focal, scale, tracks, token, mask, MIN_DEPTH: tl.constexpr):
     """What the camera point `p` costs by its observation `token`: its offset, and its depth.
 
-    `tracks` as `_observe` has it.
+    `tracks` as `observe` has it.
     """
     positions, weights, log_depths, depth_weights = tracks
-    depth, u, v = _image(p[0], p[1], p[2], focal, MIN_DEPTH)
+    depth, u, v = project_point(p[0], p[1], p[2], focal, MIN_DEPTH)
     u -= tl.load(positions + token * 2, mask=mask, other=0.0)
     v -= tl.load(positions + token * 2 + 1, mask=mask, other=0.0)
     off = tl.log(depth) - tl.load(log_depths + token, mask=mask, other=0.0)
     seen = tl.load(weights + token, mask=mask, other=0.0)
     expected = tl.load(depth_weights + token, mask=mask, other=0.0)
-    return seen * _log1p((u * u + v * v) / (scale * scale)), expected * off * off
+    return seen * log1p((u * u + v * v) / (scale * scale)), expected * off * off
 
 
 @triton.jit
-def _pair(rotation, position, turn, step, t, before, mask):
+def camera_pair(rotation, position, turn, step, t, before, mask):
     """From camera t to the next: turn, step, and what these differ by from what is expected.
 
     `before`, of all cameras (T) and of all pairs (T - 1) of the clips before this.
     """
     frame = before[0] + t
-    r0, r1, r2, r3, r4, r5, r6, r7, r8 = _load9(rotation + frame * 9, mask)
-    n0, n1, n2, n3, n4, n5, n6, n7, n8 = _load9(rotation + frame * 9 + 9, mask)
-    d0, d1, d2, d3, d4, d5, d6, d7, d8 = _product_back(
+    r0, r1, r2, r3, r4, r5, r6, r7, r8 = load9(rotation + frame * 9, mask)
+    n0, n1, n2, n3, n4, n5, n6, n7, n8 = load9(rotation + frame * 9 + 9, mask)
+    d0, d1, d2, d3, d4, d5, d6, d7, d8 = product_back(
         r0, r1, r2, r3, r4, r5, r6, r7, r8, n0, n1, n2, n3, n4, n5, n6, n7, n8
     )
-    x, y, z = _load3(position + frame * 3, 1, mask)
-    nx, ny, nz = _load3(position + frame * 3 + 3, 1, mask)
-    ax, ay, az = _apply_back(r0, r1, r2, r3, r4, r5, r6, r7, r8, nx - x, ny - y, nz - z)
+    x, y, z = load3(position + frame * 3, 1, mask)
+    nx, ny, nz = load3(position + frame * 3 + 3, 1, mask)
+    ax, ay, az = rotate_back(r0, r1, r2, r3, r4, r5, r6, r7, r8, nx - x, ny - y, nz - z)
     pair = before[1] + t
-    e0, e1, e2, e3, e4, e5, e6, e7, e8 = _load9(turn + pair * 9, mask)
-    l0, l1, l2, l3, l4, l5, l6, l7, l8 = _product_back(
+    e0, e1, e2, e3, e4, e5, e6, e7, e8 = load9(turn + pair * 9, mask)
+    l0, l1, l2, l3, l4, l5, l6, l7, l8 = product_back(
         e0, e1, e2, e3, e4, e5, e6, e7, e8, d0, d1, d2, d3, d4, d5, d6, d7, d8
     )
-    wx, wy, wz = _logarithm(l0, l1, l2, l3, l4, l5, l6, l7, l8)
-    sx, sy, sz = _load3(step + pair * 3, 1, mask)
+    wx, wy, wz = logarithm(l0, l1, l2, l3, l4, l5, l6, l7, l8)
+    sx, sy, sz = load3(step + pair * 3, 1, mask)
     return (
         (d0, d1, d2, d3, d4, d5, d6, d7, d8),
         (ax, ay, az),
