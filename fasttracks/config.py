@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass, fields
 
 from fasttracks.errors import InputError
 
-_LARGEST, _MOST_ROUNDS = 16384, 64  # that a file from anywhere may ask for
+# Far beyond any network of use, as a file from anywhere may ask for it:
+_LARGEST, _MOST_ROUNDS, _MOST_PARAMETERS = 16384, 64, 2**30
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,22 @@ class Config:
     # In longer sides of the image, the focal length that is assumed where it is unknown.
     assumed_focal: float = 1.0
 
+    def __post_init__(self) -> None:
+        sizes = asdict(self)
+        bad = [f.name for f in fields(self) if type(sizes[f.name]) is not type(f.default)]
+        if bad:
+            raise InputError(f"config: mistyped {', '.join(bad)}; expected their default's type")
+        if any(not 1 <= size <= _LARGEST for size in sizes.values() if type(size) is int):
+            raise InputError(f"config: expected sizes from 1 to {_LARGEST}, found {sizes}")
+        if not 0.01 <= self.assumed_focal <= 100:
+            raise InputError(f"config: expected an assumed_focal from 0.01 to 100, found {sizes}")
+        if self.rounds > _MOST_ROUNDS:
+            raise InputError(f"config: expected at most {_MOST_ROUNDS} rounds, found {self.rounds}")
+        block = self.width * (4 * self.heads * self.head_width + 2 * self.mlp_width)
+        heads = self.width * (self.features + 3 * self.bases + 10 * self.camera_kernel)
+        if 2 * self.rounds * block + heads > _MOST_PARAMETERS:
+            raise InputError(f"config: expected at most {_MOST_PARAMETERS} parameters of {sizes}")
+
     @property
     def features(self) -> int:
         """Channels of the embedding's input: u, v, o, their sines and cosines, and 1."""
@@ -40,24 +57,17 @@ class Config:
 
     @classmethod
     def from_json(cls, text: str) -> "Config":
-        """Read `to_json`'s form; InputError where a field is unknown or of another type."""
+        """Read `to_json`'s form; InputError where a field is unknown or out of bounds."""
         try:
             values = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise InputError(f"config: not JSON ({error})") from None
         if not isinstance(values, dict):
             raise InputError(f"config: expected a JSON object, found {type(values).__name__}")
-        types = {f.name: type(f.default) for f in fields(cls)}
-        bad = [k for k, v in values.items() if k not in types or type(v) is not types[k]]
-        if bad:
+        known = [f.name for f in fields(cls)]
+        unknown = [name for name in values if name not in known]
+        if unknown:
             raise InputError(
-                f"config: unknown or mistyped {', '.join(bad)}; this version knows "
-                f"{', '.join(types)}"
+                f"config: unknown {', '.join(unknown)}; this version knows {', '.join(known)}"
             )
-        if any(not 1 <= v <= _LARGEST for v in values.values() if type(v) is int):
-            raise InputError(f"config: expected sizes from 1 to {_LARGEST}, found {text}")
-        if not 0.01 <= values.get("assumed_focal", 1.0) <= 100:
-            raise InputError(f"config: expected an assumed_focal from 0.01 to 100, found {text}")
-        if values.get("rounds", 1) > _MOST_ROUNDS:
-            raise InputError(f"config: expected at most {_MOST_ROUNDS} rounds, found {text}")
         return cls(**values)

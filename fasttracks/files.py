@@ -34,6 +34,16 @@ def as_path(value: Any, what: str) -> Path:
     return path
 
 
+def existing_file(path: Any, what: str, expected: str) -> Path:
+    """`as_path` of a file that is there; InputError if there is none."""
+    path = as_path(path, what)
+    if path.is_dir():
+        raise InputError(f"{what}: {path} is a directory; expected {expected}")
+    if not path.is_file():
+        raise InputError(f"{what}: no file {path}")
+    return path
+
+
 def output_target(path: str | os.PathLike[str]) -> Path:
     """What writing to `path` makes or replaces, links followed; InputError if nothing can."""
     target = Path(os.path.realpath(as_path(path, "output")))
@@ -152,11 +162,7 @@ class Npz(Mapping[str, np.ndarray]):
     """
 
     def __init__(self, path: str | os.PathLike[str], what: str) -> None:
-        self.path, self.what = as_path(path, what), what
-        if self.path.is_dir():
-            raise InputError(f"{what}: {self.path} is a directory; expected an .npz file")
-        if not self.path.is_file():
-            raise InputError(f"{what}: no file {self.path}")
+        self.path, self.what = existing_file(path, what, "an .npz file"), what
         with self._opened() as file:
             self._members = {m.filename.removesuffix(".npy"): m for m in file.infolist()}
         self._left = _LARGEST

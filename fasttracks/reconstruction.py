@@ -22,7 +22,8 @@ class Reconstruction(ReconstructionData[ArrayT]):
         """Write points as binary PLY: x y z in the world, colour if known, motion γ.
 
         A name ending in .ply is a file of the static points; any other is a folder, of
-        frame_00000.ply and so on with the points of each frame, and whether they were seen.
+        frame_00000.ply and so on with the points of each frame, and whether they were seen;
+        those of an earlier, longer export are removed from it.
         Rows are in the order of the tracks.
         """
         from fasttracks.export.ply import write
@@ -33,6 +34,9 @@ class Reconstruction(ReconstructionData[ArrayT]):
         self, folder: str | os.PathLike[str], *, text: bool = False, moving: bool = False
     ) -> None:
         """Write COLMAP's sparse model: cameras, images and points3D, as .bin or .txt.
+
+        One that is in the folder is removed; other files there stay. One camera serves all frames
+        unless that would move a pixel by over half its width.
 
         COLMAP's points don't move, so these are the static points, with the observations of
         their tracks; those that are `moving` are left out unless asked for. Point n + 1 is track

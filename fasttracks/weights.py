@@ -4,10 +4,10 @@ Also the conversion of released TracksTo4D checkpoints, whose layout `released` 
 """
 
 import json
+import math
 import os
-import pickle
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 from fasttracks.backends import choose
+from fasttracks.checkpoint import read_checkpoint
 from fasttracks.config import Config
 from fasttracks.errors import InputError
-from fasttracks.files import replacing
+from fasttracks.files import as_path, existing_file, replacing
 from fasttracks.network import TracksTo4D
 from fasttracks.released import from_released, released_name, released_shape
 
@@ -27,6 +28,10 @@ _DATA = Path(__file__).parent / "data"
 SHIPPED = {"base": _DATA / "base.safetensors"}
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+_FLOATS = (*PRECISIONS.values(), torch.float64)
+_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
+_LARGEST_HEADER = 2**22  # bytes; those of our files are of some 20 thousand
 
 _PathLike = str | os.PathLike[str]
 
@@ -52,22 +57,23 @@ def load(
         InputError: no such name, file or device; a damaged file; weights that don't fit; a
             backend that can't run.
     """
-    named = device != "auto"
+    named = str(device) != "auto"
     device = resolve_device(device)
     dtype = resolve_precision(precision, device)
     path = find(model)
-    tensors, metadata = _read_safetensors(path)
-    if "config" not in metadata:
-        raise InputError(
-            f"model: {path} has no fasttracks config in its header; released checkpoints "
-            "are converted with 'fasttracks convert'"
-        )
-    config = Config.from_json(metadata["config"])
-    chosen = choose(backend, config, device if named else None)
-    with torch.device("meta"):  # neither memory nor random numbers for what is replaced
-        network = TracksTo4D(config, backend=chosen.name)
-    shapes = {name: tuple(t.shape) for name, t in network.state_dict().items()}
-    _check_layout(path, tensors, shapes)
+    with _opened(path) as file:
+        metadata = file.metadata() or {}
+        if "config" not in metadata:
+            raise InputError(
+                f"model: {path} has no fasttracks config in its header; released checkpoints "
+                "are converted with 'fasttracks convert'"
+            )
+        config = Config.from_json(metadata["config"])
+        chosen = choose(backend, config, device if named else None)
+        with torch.device("meta"):  # neither memory nor random numbers for what is replaced
+            network = TracksTo4D(config, backend=chosen.name)
+        shapes = {name: tuple(t.shape) for name, t in network.state_dict().items()}
+        tensors = _read(path, file, shapes)
     # Rounded to half precision, the last tokens, which are of this norm's dtype, and its weights
     # would be most of the error.
     precise = f"blocks.{len(network.blocks) - 1}.norm."
@@ -112,18 +118,19 @@ def convert(
         InputError: an unreadable file, one that holds code, or keys that are missing, left
             over or misshapen: all are named.
     """
-    source = Path(source)
-    tensors = (
-        _read_safetensors(source)[0]
-        if source.suffix == ".safetensors"
-        else _read_checkpoint(source)
-    )
+    source = as_path(source, "checkpoint")
     config = Config(predicts_focal=predicts_focal)
     with torch.device("meta"):
         ours = TracksTo4D(config, backend="torch").state_dict()
     layout = {released_name(name): name for name in ours}
     shapes = {old: released_shape(name, tuple(ours[name].shape)) for old, name in layout.items()}
-    _check_layout(source, tensors, shapes)
+    if source.suffix == ".safetensors":
+        with _opened(source) as file:
+            tensors = _read(source, file, shapes)
+    else:
+        tensors = read_checkpoint(source)
+        _check_layout(source, {name: tuple(t.shape) for name, t in tensors.items()}, shapes)
+        _check_values(source, tensors)
     state = {name: from_released(name, tensors[old], config) for old, name in layout.items()}
     _write(target, state, config, dtype, metadata or {})
 
@@ -131,25 +138,29 @@ def convert(
 def describe(path: _PathLike) -> dict[str, Any]:
     """Sizes and header of a weights file or shipped name, without building the network."""
     path = find(path)
-    tensors, metadata = _read_safetensors(path)
+    with _opened(path) as file:
+        metadata = file.metadata() or {}
+        names = file.keys()
+        slices = [file.get_slice(name) for name in names]
     if "config" in metadata:
         Config.from_json(metadata["config"])
     return {
         "file": str(path),
-        "parameters": sum(t.numel() for t in tensors.values()),
-        "dtype": ", ".join(sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()})),
+        "parameters": sum(math.prod(s.get_shape()) for s in slices),
+        "dtype": ", ".join(sorted({_DTYPES.get(s.get_dtype(), s.get_dtype()) for s in slices})),
         **{k: json.loads(v) if k == "config" else v for k, v in sorted(metadata.items())},
     }
 
 
 def find(model: _PathLike) -> Path:
     """The file that a shipped name or a path stands for; it need not exist."""
-    return SHIPPED.get(os.fspath(model), Path(model))
+    path = as_path(model, "model")
+    return SHIPPED.get(str(path), path)
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
     """The device that "auto", "cpu", "cuda:1", ... stand for; InputError if it isn't there."""
-    if device == "auto":
+    if isinstance(device, str) and device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         resolved = torch.device(device)
@@ -167,9 +178,9 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
     """The transformer blocks' dtype for "auto", "fp32", "fp16" or "bf16" on a device."""
-    if precision == "auto":
+    if isinstance(precision, str) and precision == "auto":
         return torch.float16 if device.type == "cuda" else torch.float32
-    if str(precision) not in PRECISIONS:
+    if not isinstance(precision, str) or precision not in PRECISIONS:
         raise InputError(
             f"precision: expected 'auto', {', '.join(map(repr, PRECISIONS))}, found {precision!r}"
         )
@@ -188,67 +199,60 @@ def _write(
         temporary.write_bytes(serialize(state, {**metadata, "config": config.to_json()}))
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    _check_file(path)
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file; InputError if it isn't one, or its header is beyond any use."""
+    if not path.exists():
+        raise InputError(
+            f"model: no file {path}, nor a shipped model of that name ({', '.join(SHIPPED)})"
+        )
+    existing_file(path, "model", "a weights file")
+    with open(path, "rb") as start:
+        header = int.from_bytes(start.read(8), "little")
     try:
+        if header > _LARGEST_HEADER:
+            raise SafetensorError(f"header of {header} bytes")
         with safe_open(path, "pt") as file:
-            names: Callable[[], list[str]] = file.keys
-            return {name: file.get_tensor(name) for name in names()}, file.metadata() or {}
+            yield file
     except SafetensorError as error:
         raise InputError(f"model: {path} is not a whole safetensors file ({error})") from None
 
 
-def _read_checkpoint(path: Path) -> dict[str, Tensor]:
-    _check_file(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd pickles; what matters is said below
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise InputError(
-            f"checkpoint: {path} is not a torch file of tensors and plain values; anything else "
-            "could run code when read and is refused"
-        ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"checkpoint: {path} is not a whole torch file ({first})") from None
-    # A bare state dict, or one saved from DataParallel, is as good.
-    state = checkpoint.get("model_state_dict", checkpoint) if isinstance(checkpoint, dict) else None
-    if not isinstance(state, dict) or not all(map(_is_plain, state.values())):
-        raise InputError(
-            f"checkpoint: {path} has no 'model_state_dict' of tensors, as a released TracksTo4D "
-            "checkpoint does"
-        )
-    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
-
-
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta
-
-
-def _check_file(path: Path) -> None:
-    if path.is_dir():
-        raise InputError(f"model: {path} is a directory; expected a weights file")
-    if not path.is_file():
-        raise InputError(
-            f"model: no file {path}, nor a shipped model of that name ({', '.join(SHIPPED)})"
-        )
+def _read(path: Path, file: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """The tensors of a file, once their names and shapes are known to fit."""
+    names = file.keys()
+    found = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+    _check_layout(path, found, shapes)
+    tensors = {name: file.get_tensor(name) for name in shapes}
+    _check_values(path, tensors)
+    return tensors
 
 
 def _check_layout(
-    path: Path, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
+    path: Path, found: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]]
 ) -> None:
-    problems = [f"missing {name}" for name in shapes if name not in tensors]
-    problems += [f"unexpected {name}" for name in tensors if name not in shapes]
+    problems = [f"missing {name}" for name in shapes if name not in found]
+    problems += [f"unexpected {name}" for name in found if name not in shapes]
     problems += [
-        f"{name} is {tuple(tensors[name].shape)}, expected {shape}"
+        f"{name} is {found[name]}, expected {shape}"
         for name, shape in shapes.items()
-        if name in tensors and tuple(tensors[name].shape) != shape
+        if name in found and found[name] != shape
     ]
-    problems += [
-        f"{name} is not of finite floating-point numbers"
-        for name, tensor in tensors.items()
-        if not tensor.is_floating_point() or not torch.isfinite(tensor).all()
-    ]
+    _complain(path, problems)
+
+
+def _check_values(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Their shapes are known to fit, so that no tensor is larger than it may be."""
+    _complain(
+        path,
+        [
+            f"{name} is not of finite floating-point numbers"
+            for name, tensor in tensors.items()
+            if tensor.dtype not in _FLOATS or not torch.isfinite(tensor).all()
+        ],
+    )
+
+
+def _complain(path: Path, problems: Sequence[str]) -> None:
     if problems:
         raise InputError(f"model: {path} doesn't fit the network: {'; '.join(problems)}")

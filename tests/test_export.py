@@ -1,5 +1,6 @@
 """Every export, read back by an independent library, against the reconstruction itself."""
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -128,6 +129,91 @@ def test_colmap_leaves_moving_points_out(rec, tmp_path):
     skewed = replace(rec, intrinsics=rec.intrinsics + np.eye(3, k=1, dtype=np.float32))
     with pytest.raises(InputError, match="skew"):
         skewed.to_colmap(tmp_path)
+
+
+def test_one_camera_for_nearly_equal_ones(rec, tmp_path):
+    """As the network's are, whose focal lengths differ by a few thousandths of a percent."""
+    pycolmap = pytest.importorskip("pycolmap")
+    factor = np.linspace(0.9995, 1.0005, T, dtype=np.float32)[:, None]
+    cameras = rec.intrinsics.copy()
+    cameras[:, (0, 1), (0, 1)] *= factor
+    replace(rec, intrinsics=cameras).to_colmap(tmp_path)
+    (camera,) = pycolmap.Reconstruction(tmp_path).cameras.values()
+    assert camera.params[0] == pytest.approx(300)
+
+
+def test_an_image_of_unknown_size_holds_what_is_seen(rec, tmp_path):
+    pycolmap = pytest.importorskip("pycolmap")
+    cameras = rec.intrinsics.copy()
+    cameras[:, :2, 2] = 100, 400
+    replace(rec, intrinsics=cameras, image_size=None).to_colmap(tmp_path)
+    camera = pycolmap.Reconstruction(tmp_path).cameras[1]
+    width, _ = rec.tracks[rec.visibility].max(0) + 0.5
+    assert camera.width == np.ceil(width + 0.5)
+    assert camera.height == 801
+
+
+def test_files_of_an_earlier_export_are_removed(rec, tmp_path):
+    longer = replace(
+        rec, points=np.tile(rec.points, (2, 1, 1)), visibility=np.tile(rec.visibility, (2, 1))
+    )
+    (tmp_path / "frames").mkdir()
+    (tmp_path / "frames" / "notes.txt").write_text("mine")
+    longer.to_ply(tmp_path / "frames")
+    rec.to_ply(tmp_path / "frames")
+    names = [f"frame_{t:05d}.ply" for t in range(T)]
+    assert sorted(os.listdir(tmp_path / "frames")) == [*names, "notes.txt"]
+
+    rec.to_colmap(tmp_path / "model")
+    (tmp_path / "model" / "rigs.bin").touch()
+    rec.to_colmap(tmp_path / "model", text=True)
+    assert sorted(os.listdir(tmp_path / "model")) == ["cameras.txt", "images.txt", "points3D.txt"]
+
+
+def test_unix_times_stay_apart(rec, tmp_path):
+    times = 1.7e9 + np.arange(T) / 30
+    replace(rec, times=times).to_tum(tmp_path / "tum.txt")
+    np.testing.assert_allclose(np.loadtxt(tmp_path / "tum.txt")[:, 0], times, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("radius", [0, -1, np.nan, np.inf, "1", np.ones(2)])
+def test_radii_that_are_refused(rec, tmp_path, radius):
+    with pytest.raises(InputError, match=r"^radius: expected"):
+        rec.to_gltf(tmp_path / "a.glb", radius=radius)
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "complaint"),
+    [
+        ("points", np.nan, "points of float32 that are not numbers"),
+        ("basis", 1e30, "basis of float32"),
+        ("motion", 0.0, "motion of float32 that are not numbers above 0"),
+        ("intrinsics", np.nan, "intrinsics in pixels"),
+        ("intrinsics", 0.0, "intrinsics in pixels"),
+        ("camera_to_world", 2.0, "rigid camera poses"),
+        ("visibility", np.uint8(7), "booleans, or 0 and 1"),
+        ("visibility", False, "no position that is seen"),
+        ("tracks", np.ones((T, N, 3), np.float32), "tracks of shape"),
+        ("visibility", np.ones((1, N), bool), "has 1 frames"),
+        ("basis", np.ones((0, N, 3), np.float32), "0 bases"),
+        ("points", np.full((T, N, 3), "x"), "expected numbers"),
+        ("times", np.full(T, np.nan), "times"),
+        ("colors", np.zeros((N, 3)), "colors"),
+        ("image_size", [0, 0], "image_size"),
+    ],
+)
+def test_files_whose_values_are_refused(rec, tmp_path, name, value, complaint):
+    arrays = dict(vars(rec))
+    if np.ndim(value) or name == "image_size":
+        arrays[name] = value
+    else:
+        dtype = np.float32 if isinstance(value, float) else None
+        arrays[name] = np.full(arrays[name].shape, value, dtype)
+    np.savez(tmp_path / "rec.npz", **{k: v for k, v in arrays.items() if v is not None})
+    with pytest.raises(InputError, match=complaint) as error:
+        Reconstruction.load(tmp_path / "rec.npz")
+    assert "\n" not in str(error.value)
 
 
 def test_trajectories(rec, tmp_path):

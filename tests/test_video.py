@@ -1,7 +1,10 @@
 """Reading video files. The frames' mean red value tells which frame one is."""
 
+import os
+import struct
 import subprocess
 import sys
+import time
 import warnings
 import wave
 from fractions import Fraction
@@ -12,6 +15,7 @@ import numpy as np
 import pytest
 
 from fasttracks.errors import InputError
+from fasttracks.trackers import to_tracks
 from fasttracks.video import Video, read_video
 
 RATE = 10
@@ -26,16 +30,22 @@ def write_video(
     rotation: int = 0,
     codec: str = "libx264",
     pixels: str = "yuv420p",
+    aspect: Fraction | None = None,
+    b_frames: int = 0,
+    margins: tuple[int, int] = (0, 0),
 ) -> Path:
     """Key frames every 10 frames; frame i is 8 i red, below a green bar and over blue noise."""
     noise = np.random.default_rng(0)
     options = {"movflags": "faststart"} if path.suffix == ".mp4" else {}
     with av.open(str(path), "w", options=options) as container:
-        stream = container.add_stream(codec, rate=RATE, options={"g": "10", "crf": "1"})
+        options = {"g": "10", "crf": "1", "bf": str(b_frames)}
+        stream = container.add_stream(codec, rate=RATE, options=options)
         stream.height, stream.width = size
         stream.pix_fmt = pixels
         stream.bit_rate = 4_000_000
         stream.time_base = stream.codec_context.time_base = Fraction(1, 100)
+        if aspect:
+            stream.codec_context.sample_aspect_ratio = aspect
         if rotation:
             stream.set_display_rotation(rotation)
         for i in range(count):
@@ -43,6 +53,7 @@ def write_video(
             image[..., 0] = 8 * i
             image[: size[0] // 3, :, 1] = 255
             image[-size[0] // 3 :, :, 2] = noise.integers(0, 256, (-(-size[0] // 3), size[1]))
+            image[:, : margins[0]] = image[:, size[1] - margins[1] :] = 0
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame.pts = pts[i] if pts else i * 100 // RATE
             frame.time_base = Fraction(1, 100)
@@ -289,3 +300,145 @@ def test_libav_is_silent(clip: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-c", code, str(cut)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout + done.stderr == ""
+
+
+@pytest.mark.parametrize(("aspect", "width"), [(Fraction(2, 1), 128), (Fraction(8, 9), 57)])
+def test_pixels_that_are_not_square(tmp_path: Path, aspect: Fraction, width: int) -> None:
+    video = read_video(write_video(tmp_path / "wide.mp4", count=2, aspect=aspect))
+    assert video.image_size == (48, width)
+    assert video.frames.shape[1:3] == (48, width)
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+def test_frames_that_avi_keeps_out_of_order(tmp_path: Path, codec: str) -> None:
+    path = write_video(tmp_path / "clip.avi", codec=codec, b_frames=2)
+    video = read_video(path)
+    assert numbers(video) == list(range(30))
+    np.testing.assert_allclose(video.times, np.arange(30) / RATE)
+    assert numbers(read_video(path, start=1.2, frames=3)) == [12, 13, 14]
+    assert numbers(read_video(path, times=[0.5, 0.6, 2.1])) == [5, 6, 21]
+
+
+@pytest.mark.parametrize(
+    ("matrix", "bar"),
+    [
+        ((-1, 0, 0, 1), np.s_[:16]),
+        ((1, 0, 0, -1), np.s_[-16:]),
+        ((0, 1, 1, 0), np.s_[:, :16]),
+        ((0, -1, -1, 0), np.s_[:, -16:]),
+        ((0, 1, -1, 0), np.s_[:, -16:]),
+    ],
+)
+def test_mirrored_display(
+    clip: Path, tmp_path: Path, matrix: tuple[int, ...], bar: tuple[slice, ...]
+) -> None:
+    a, b, c, d = (value << 16 for value in matrix)
+    whole = clip.read_bytes()
+    same = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    at = whole.index(same, whole.index(b"tkhd"))
+    path = tmp_path / "mirrored.mp4"
+    shown = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(whole[:at] + shown + whole[at + 36 :])
+    video = read_video(path, frames=2)
+    green = video.frames[0, ..., 1]
+    assert video.image_size == green.shape == ((64, 48) if matrix[0] == 0 else (48, 64))
+    assert green[bar].min() > 200
+    assert np.count_nonzero(green > 128) == 48 * 64 // 3
+
+
+def test_black_bars(clip: Path, tmp_path: Path) -> None:
+    assert read_video(clip).content is None
+    path = write_video(tmp_path / "bars.mp4", margins=(20, 20))
+    video = read_video(path)
+    assert video.content == (0, 20, 48, 44)
+    assert read_video(path, max_size=32).content == (0, 20, 48, 44)
+    assert read_video(write_video(tmp_path / "night.mp4", margins=(20, 0))).content is None
+
+    class Grid:
+        def __call__(self, frames: np.ndarray, *, progress: bool = False) -> tuple:
+            self.shape = frames.shape
+            tracks = np.zeros((len(frames), 1, 2), np.float32)
+            return tracks, np.ones((len(frames), 1), bool)
+
+    tracks = to_tracks(video, tracker := Grid())
+    assert tracker.shape == (30, 48, 24, 3)
+    assert (tracks.tracks == (20, 0)).all()
+    assert tracks.image_size == (48, 64)
+    assert tracks.camera()[0, 0, 0] == 48
+
+
+def test_frames_of_one_time_have_no_rate() -> None:
+    frames = np.zeros((3, 2, 2, 3), np.uint8)
+    assert np.isnan(Video(frames, np.zeros(3), (2, 2)).fps)
+    assert Video(frames, np.array([0, 0, 0.002]), (2, 2)).fps == pytest.approx(1000)
+
+
+@pytest.mark.parametrize("name", ["a.m3u8", "a.ffconcat", "a.sdp", "a.mpd"])
+def test_playlists_are_refused_at_once(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    texts = {
+        "a.m3u8": f"#EXTM3U\n#EXTINF:1,\n{path}\n",
+        "a.ffconcat": f"ffconcat version 1.0\nfile '{name}'\n",
+        "a.sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nm=video 5004 RTP/AVP 96\n",
+        "a.mpd": '<?xml version="1.0"?><MPD><Period/></MPD>',
+    }
+    path.write_text(texts[name])
+    began = time.monotonic()
+    with pytest.raises(InputError, match="can't be decoded"):
+        read_video(path)
+    assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("a.mp4", "a.mov", "a.m4v", "a.3gp", "a.mkv", "a.webm", "a.avi", "a.ts", "a.mpg"),
+        *("a.flv", "a.wmv", "a.ogv", "a.gif", "a.mxf", "a.nut", "a.ivf", "a.h264", "a.y4m"),
+    ],
+)
+def test_formats_that_are_read(tmp_path: Path, name: str) -> None:
+    codecs = {
+        ".webm": "libvpx",
+        ".ivf": "libvpx",
+        ".mpg": "mpeg2video",
+        ".mxf": "mpeg2video",
+        ".wmv": "wmv2",
+        ".ogv": "libvpx",
+        ".gif": "gif",
+        ".y4m": "rawvideo",
+        ".flv": "flv",
+    }
+    codec = codecs.get(Path(name).suffix, "libx264")
+    path, rate = tmp_path / name, 25
+    with av.open(str(path), "w", format={"a.m4v": "mp4"}.get(name)) as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.height, stream.width = 48, 64
+        stream.pix_fmt = "rgb8" if codec == "gif" else "yuv420p"
+        for i in range(10):
+            image = np.full((48, 64, 3), 10 * i, np.uint8)
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            container.mux(stream.encode(frame.reformat(format=stream.pix_fmt)))
+        container.mux(stream.encode(None))
+    video = read_video(path)
+    assert len(video.frames) == 10
+    np.testing.assert_allclose(video.times, np.arange(10) / rate, atol=2e-3)
+
+
+def test_a_stream_without_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fasttracks.video._PATIENCE", 2**23)
+    path = tmp_path / "zeros.h264"
+    path.touch()
+    os.truncate(path, 10**11)
+    began = time.monotonic()
+    with pytest.raises(InputError, match="can't be decoded"):
+        read_video(path)
+    assert time.monotonic() - began < 10
+
+
+def test_frames_beyond_any_use(tmp_path: Path) -> None:
+    path = tmp_path / "large.gif"
+    screen = struct.pack("<2H3B", 16_000, 16_000, 0x80, 0, 0) + bytes(6)
+    picture = b"\x2c" + struct.pack("<4HB", 0, 0, 16_000, 16_000, 0) + b"\x02\x02\x44\x01\x00"
+    path.write_bytes(b"GIF89a" + screen + picture * 3 + b";")
+    with pytest.raises(InputError, match="more than 67 million pixels"):
+        read_video(path)

@@ -5,6 +5,7 @@ import os
 import pickle
 import struct
 
+import numpy as np
 import pytest
 import torch
 from helpers import TINY, relative, rule_weights, tiny_network
@@ -185,3 +186,73 @@ def test_numbers_that_are_no_weights_are_refused(released, tmp_path):
     with pytest.raises(InputError, match=r"fc1\.bias is not of finite.*") as error:
         convert(tmp_path / "wrong.pt", tmp_path / "out.safetensors")
     assert "conv_final.bias is not of finite" in str(error.value)
+
+
+def checkpoint(tensors, path, legacy):
+    torch.save({"model_state_dict": tensors}, path, _use_new_zipfile_serialization=not legacy)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_what_unpickling_would_build_is_bounded(released, tmp_path, legacy):
+    """Tensors that repeat one number, lists by the million, and arrays of any size."""
+    path = tmp_path / "wrong.pt"
+    checkpoint({**released, "fc1.bias": torch.zeros(1).expand(10**10)}, path, legacy)
+    with pytest.raises(InputError, match=r"fc1.bias is \(10000000000,\), expected"):
+        convert(path, tmp_path / "out.safetensors")
+    checkpoint([[] for _ in range(120_000)], path, legacy)
+    with pytest.raises(InputError, match="a pickle of more than 200000 steps"):
+        convert(path, tmp_path / "out.safetensors")
+    checkpoint({3: released["fc1.bias"]}, path, legacy)
+    with pytest.raises(InputError, match="no 'model_state_dict' of tensors"):
+        convert(path, tmp_path / "out.safetensors")
+    (path).write_bytes(b"\x80\x02cbuiltins\nbytearray\nM\xff\xff\x85R.")
+    with pytest.raises(InputError, match="a bytearray"):
+        convert(path, tmp_path / "out.safetensors")
+
+
+def test_float8_is_refused(released, tmp_path):
+    wrong = {**released, "fc1.bias": torch.zeros(37, dtype=torch.float8_e4m3fn)}
+    checkpoint(wrong, tmp_path / "wrong.pt", False)
+    with pytest.raises(InputError, match=r"fc1\.bias is not of finite"):
+        convert(tmp_path / "wrong.pt", tmp_path / "out.safetensors")
+
+
+def test_headers_are_bounded(tmp_path):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(struct.pack("<Q", 90_000_000))
+    os.truncate(path, 100_000_000)
+    with pytest.raises(InputError, match="header of 90000000 bytes"):
+        fasttracks.load(path)
+    # A thousand tensors of no use, and one far larger than it may be, which isn't read.
+    tensors = {f"extra.{i}": torch.zeros(1) for i in range(1000)}
+    save_file(tensors, path, {"config": TINY.to_json()})
+    with pytest.raises(InputError, match=r"missing .* … .* extra\.999") as error:
+        fasttracks.load(path)
+    assert len(str(error.value)) < 1100
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [{"rounds": 100_000}, {"rounds": True}, {"width": 16384, "mlp_width": 16384}, {"bases": 1.5}],
+)
+def test_sizes_beyond_any_use_are_refused(sizes):
+    with pytest.raises(InputError, match="config: "):
+        Config(**sizes)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"model": np.zeros(3)},
+        {"model": None},
+        {"model": "a\0b"},
+        {"device": np.zeros(3)},
+        {"device": None},
+        {"precision": np.zeros(3)},
+        {"precision": []},
+    ],
+    ids=str,
+)
+def test_arguments_of_other_types(options):
+    with pytest.raises(InputError, match=f"^{next(iter(options))}: "):
+        fasttracks.load(**options)

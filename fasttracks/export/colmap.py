@@ -11,10 +11,13 @@ import numpy as np
 
 from fasttracks.errors import InputError
 from fasttracks.export.rotations import quaternions
-from fasttracks.files import replacing
+from fasttracks.files import filling
 from fasttracks.reconstruction_data import ReconstructionData
 
 _PINHOLE = 1  # the model's number; its parameters are fx, fy, cx, cy
+_SHARED = 0.5  # pixels that any may be moved by, for one camera to serve all frames
+# All that a model may consist of: readers take binary files before text.
+_OWN = r"(cameras|images|points3D|frames|rigs)\.(bin|txt)"
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,9 @@ def write(rec: ReconstructionData, folder: Path, text: bool, moving: bool) -> No
     """See `Reconstruction.to_colmap`."""
     model = _model(rec, moving)
     suffix, mode = (".txt", _Text) if text else (".bin", _Binary)
-    for name in ("cameras", "images", "points3D"):
-        with replacing(folder / f"{name}{suffix}") as temporary:
-            temporary.write_bytes(getattr(mode, name)(model))
+    with filling(folder, _OWN) as new:
+        for name in ("cameras", "images", "points3D"):
+            (new / f"{name}{suffix}").write_bytes(getattr(mode, name)(model))
 
 
 def _model(rec: ReconstructionData, moving: bool) -> _Model:
@@ -62,10 +65,12 @@ def _model(rec: ReconstructionData, moving: bool) -> _Model:
     count = observed.sum(0)
     total = np.where(observed, distance, 0).sum(0)
     parameters = camera[:, (0, 1, 0, 1), (0, 1, 2, 2)] + (0, 0, 0.5, 0.5)
-    height, width = rec.image_size or np.rint(2 * parameters[0, :1:-1]).astype(int)
+    height, width = rec.image_size or _image_size(rec, parameters)
+    shared = np.median(parameters, axis=0)
+    moved = np.abs(parameters - shared) * [width / shared[0], height / shared[1], 2, 2] / 2
     return _Model(
-        size=(int(width), int(height)),
-        cameras=parameters[:1] if (parameters == parameters[0]).all() else parameters,
+        size=(width, height),
+        cameras=shared[None] if moved.max() <= _SHARED else parameters,
         poses=np.concatenate([quaternions(rotation), translation], 1),
         pixels=rec.tracks.astype(np.float64) + 0.5,
         observed=observed,
@@ -73,6 +78,13 @@ def _model(rec: ReconstructionData, moving: bool) -> _Model:
         colors=np.full(points.shape, 128, np.uint8) if rec.colors is None else rec.colors,
         error=np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0),
     )
+
+
+def _image_size(rec: ReconstructionData, parameters: np.ndarray) -> tuple[int, int]:
+    """(height, width) that have the principal point in the middle, or more to hold what is seen."""
+    middle = 2 * parameters[:, 2:].max(0)
+    width, height = np.ceil(np.maximum(middle, rec.tracks[rec.visibility].max(0) + 1)).clip(1)
+    return int(height), int(width)
 
 
 def _image_name(t: int) -> str:

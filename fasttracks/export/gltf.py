@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from fasttracks.checks import LARGEST, as_numbers
+from fasttracks.errors import InputError
 from fasttracks.export.rotations import quaternions
 from fasttracks.files import replacing
 from fasttracks.reconstruction_data import ReconstructionData
@@ -28,7 +30,10 @@ _FPS = 24.0  # Blender's, for a clip that doesn't know its times
 def write(rec: ReconstructionData, path: Path, radius: float | None) -> None:
     """See `Reconstruction.to_gltf`."""
     if radius is None:
-        radius = 0.006 * float(np.median(np.abs(rec.depth)))
+        radius = 0.006 * _depth(rec)
+    radius = float(as_numbers(radius, "radius")) if np.ndim(radius) == 0 else np.nan
+    if not 0 < radius <= LARGEST:
+        raise InputError(f"radius: expected a number above 0 in world units, found {radius}")
     file = _File()
     file.add_points(rec, radius)
     file.add_camera(rec)
@@ -117,7 +122,7 @@ class _File:
                 "perspective": {
                     "yfov": 2 * float(np.arctan(height / 2 / fy)),
                     "aspectRatio": (width / fx) / (height / fy),
-                    "znear": 0.01 * float(np.median(np.abs(rec.depth))),
+                    "znear": 0.01 * _depth(rec),
                 },
             }
         ]
@@ -155,6 +160,11 @@ class _File:
         chunks = struct.pack("<I4s", len(text), b"JSON") + text
         chunks += struct.pack("<I4s", len(data), b"BIN\0") + data
         return struct.pack("<4sII", b"glTF", 2, 12 + len(chunks)) + chunks
+
+
+def _depth(rec: ReconstructionData) -> float:
+    """The median, above 0."""
+    return max(1e-6, float(np.median(np.abs(rec.depth))))
 
 
 def _weight_range(rec: ReconstructionData) -> tuple[np.ndarray, np.ndarray]:

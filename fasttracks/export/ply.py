@@ -4,21 +4,22 @@ from pathlib import Path
 
 import numpy as np
 
-from fasttracks.files import replacing
+from fasttracks.files import filling, replacing
 from fasttracks.reconstruction_data import ReconstructionData
 
 
 def write(rec: ReconstructionData, path: Path) -> None:
     """See `Reconstruction.to_ply`."""
     if path.suffix.lower() == ".ply":
-        return _write(path, rec, rec.static_points)
-    for t, points in enumerate(rec.points):
-        _write(path / f"frame_{t:05d}.ply", rec, points, seen=rec.visibility[t])
+        with replacing(path) as temporary:
+            temporary.write_bytes(_ply(rec, rec.static_points))
+        return
+    with filling(path, r"frame_\d{5,}\.ply") as folder:
+        for t, points in enumerate(rec.points):
+            (folder / f"frame_{t:05d}.ply").write_bytes(_ply(rec, points, rec.visibility[t]))
 
 
-def _write(
-    path: Path, rec: ReconstructionData, points: np.ndarray, seen: np.ndarray | None = None
-) -> None:
+def _ply(rec: ReconstructionData, points: np.ndarray, seen: np.ndarray | None = None) -> bytes:
     columns = [(axis, "<f4", "float", points[:, i]) for i, axis in enumerate("xyz")]
     if rec.colors is not None:
         names = ("red", "green", "blue")
@@ -32,5 +33,4 @@ def _write(
         vertices[name] = values
         header.append(f"property {kind} {name}")
     header.append("end_header\n")
-    with replacing(path) as temporary:
-        temporary.write_bytes("\n".join(header).encode() + vertices.tobytes())
+    return "\n".join(header).encode() + vertices.tobytes()

@@ -90,20 +90,28 @@ def to_tracks(video: Video, tracker: Tracker, *, every: int = 1, progress: bool 
         raise InputError(
             f"video: expected at least 2 frames, found {-(-len(video.frames) // every)}"
         )
-    tracks, visibility = tracker(video.frames, progress=progress)
+    height, width = video.image_size
+    scale = np.array([width, height]) / video.frames.shape[2:0:-1]
+    frames, corner = video.frames, np.zeros(2)
+    if video.content:  # nothing can be followed in black bars
+        top, left, bottom, right = np.rint(
+            np.array(video.content) / np.tile(scale[::-1], 2)
+        ).astype(int)
+        frames, corner = frames[:, top:bottom, left:right], np.array([left, top])
+    tracks, visibility = tracker(frames, progress=progress)
+    tracks = tracks + corner
     if every > 1:
         video, tracks, visibility = video[::every], tracks[::every], visibility[::every]
         often = visibility.sum(0) > 1
         if often.any():
             tracks, visibility = tracks[:, often], visibility[:, often]
-    height, width = video.image_size
     # Pixel centres are whole numbers, so borders, at -0.5, are what scales.
-    scale = np.array([width, height]) / video.frames.shape[2:0:-1]
     return Tracks(
         (tracks + 0.5) * scale - 0.5,
         visibility,
         image_size=video.image_size,
-        fps=video.fps,
+        fps=video.fps if video.fps > 0 else None,
+        content=video.content,
         times=np.maximum.accumulate(video.times),
         colors=_colors(video.frames, tracks, visibility),
     )
