@@ -150,12 +150,18 @@ def convert(options: argparse.Namespace) -> None:
     """Released checkpoint to weights file."""
     output = _output(options, ".safetensors")
     from fasttracks import weights
+    from fasttracks.trackers.tapnext import weights as tapnext
 
+    if tapnext.recognises(options.input):
+        precision = weights.PRECISIONS[options.precision or "fp16"]
+        side = tapnext.convert(options.input, output, dtype=precision)
+        _say(f"wrote {output}, for {side} × {side} frames; use it as")
+        return _say(f"  fasttracks track VIDEO --tracker tapnext --checkpoint {output}")
     weights.convert(
         options.input,
         output,
         predicts_focal=options.predicts_focal,
-        dtype=weights.PRECISIONS[options.precision],
+        dtype=weights.PRECISIONS[options.precision or "fp32"],
     )
     _say(f"wrote {output}; use it as model={str(output)!r} or --model {output}")
 
@@ -213,12 +219,13 @@ def _track(options: argparse.Namespace) -> "tuple[Tracks, Video]":
     from fasttracks.trackers import get_tracker, to_tracks
     from fasttracks.video import read_video
 
-    if options.checkpoint and options.tracker != "cotracker":
+    deep = options.tracker in ("tapnext", "cotracker")
+    if options.checkpoint and not deep:
         raise InputError(
-            f"--checkpoint: only cotracker takes one, found --tracker {options.tracker}"
+            f"--checkpoint: only tapnext and cotracker take one, found --tracker {options.tracker}"
         )
-    cotracker = {"checkpoint": options.checkpoint, "device": options.device}
-    tracker = get_tracker(options.tracker, **cotracker if options.tracker == "cotracker" else {})
+    given = {"checkpoint": options.checkpoint, "device": options.device} if deep else {}
+    tracker = get_tracker(options.tracker, **given)
     with _stage("decode"):
         video = read_video(
             options.input,

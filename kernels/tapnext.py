@@ -13,11 +13,14 @@ import triton.language as tl
 
 from fasttracks.kernels.common import follow, gelu, overlap
 
-# As measured on an H100; they fit any GPU from sm_80 on.
-ADD_NORM = {"BLOCK_ROWS": 2, "num_warps": 4}
-RECUR = {"BLOCK_ROWS": 64, "num_warps": 4, "num_stages": 1}
-ACTIVATE = {"BLOCK": 1024, "num_warps": 4}
-HEADS = {"BLOCK_ROWS": 16, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3}
+# They fit any GPU from sm_80 on: 99 KB of shared memory, no spills.
+ADD_NORM = {"BLOCK_ROWS": 4, "num_warps": 4, "enable_fp_fusion": True}
+RECUR = {"BLOCK_ROWS": 16, "num_warps": 4, "num_stages": 1, "enable_fp_fusion": True}
+ACTIVATE = {"BLOCK": 1024, "num_warps": 4, "enable_fp_fusion": True}
+HEADS = {
+    **{"BLOCK_ROWS": 16, "BLOCK_K": 32},
+    **{"num_warps": 8, "num_stages": 2, "enable_fp_fusion": True},
+}
 
 
 @triton.jit
@@ -43,7 +46,7 @@ def _add_norm(
     BLOCK_ROWS: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """x (rows, C) float32 += delta + bias, in place; out: its norm, a LayerNorm or RMS."""
+    """Add delta + bias to x (rows, C) float32, in place; out is its norm, a LayerNorm or RMS."""
     follow(OVERLAP)
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
     channel = tl.arange(0, BLOCK_WIDTH)
@@ -387,18 +390,23 @@ def _heads(
     tl.store(place + 3, certainty, mask=mask)
 
     first += HIDDEN * WIDTH
+    first_bias += HIDDEN
+    first_norm += HIDDEN
+    first_norm_bias += HIDDEN
     second += HIDDEN * HIDDEN
+    second_bias += HIDDEN
+    second_norm += HIDDEN
+    second_norm_bias += HIDDEN
     h = _first_layer(
-        x, row, rows, first, first_bias + HIDDEN, first_norm + HIDDEN, first_norm_bias + HIDDEN, eps,
+        x, row, rows, first, first_bias, first_norm, first_norm_bias, eps,
         WIDTH, HIDDEN, BLOCK_ROWS, BLOCK_K, PRECISION,
     ).to(dtype)  # fmt: skip
-    second_bias += HIDDEN
     mean, scale = _second_norm(h, second, second_bias, eps, HIDDEN, BLOCK_ROWS, BLOCK_K, PRECISION)
     logit = tl.zeros((BLOCK_ROWS, 1), tl.float32)
     for start in range(0, HIDDEN, BLOCK_K):
         c = start + tl.arange(0, BLOCK_K)
         z = _second_layer(h, second, second_bias, c, HIDDEN, PRECISION)
-        z = _hidden_norm(z, second_norm + HIDDEN, second_norm_bias + HIDDEN, c, mean, scale)
+        z = _hidden_norm(z, second_norm, second_norm_bias, c, mean, scale)
         logit += tl.sum(z * tl.load(visible + c)[None, :], 1, keep_dims=True)
     tl.store(place + 2, logit + tl.load(visible_bias), mask=mask)
 

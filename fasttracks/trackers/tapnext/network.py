@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -126,7 +126,7 @@ class Operations(NamedTuple):
 
 
 class TAPNext(nn.Module):
-    """The network; `operations` says what runs all but the matrix products."""
+    """The network."""
 
     def __init__(self, width: int = 768, depth: int = 12) -> None:
         super().__init__()
@@ -138,12 +138,26 @@ class TAPNext(nn.Module):
         self.blocks = nn.ModuleList(Block(width) for _ in range(depth))
         self.norm = Affine((width,), (width,))
         self.heads = Heads(width)
-        self.operations = TORCH
 
     @property
     def width(self) -> int:
         """C."""
         return self.norm.weight.shape[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the large matrices."""
+        return self.heads.coordinates.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.norm.weight.device
+
+    @property
+    def layers(self) -> list[Block]:
+        """The blocks, by their type."""
+        return cast("list[Block]", list(self.blocks))
 
     def begin(self, queries: int, size: tuple[int, int], batch: int = 1) -> State:
         """The state before the first frame, with all queries spare.
@@ -154,22 +168,20 @@ class TAPNext(nn.Module):
                 what networks were trained for.
             batch: B.
         """
-        wide, device = self.norm.weight.dtype, self.norm.weight.device
+        wide, device = self.norm.weight.dtype, self.device
         height, width = (side // PATCH for side in size)
-        grid = self.image_position
+        grid: Tensor = self.image_position
         if (height, width) != grid.shape[:2]:
             grid = F.interpolate(grid.permute(2, 0, 1)[None], (height, width), mode="bicubic")
             grid = grid[0].permute(1, 2, 0)
         shape = len(self.blocks), batch, height * width + queries
-        decay = torch.stack([block.decay for block in self.blocks])
+        decay = torch.stack([block.decay for block in self.layers])
         state = State(
             frame=torch.empty((), dtype=torch.int32, device=device),
             birth=torch.empty(batch, queries, dtype=torch.int32, device=device),
             born=torch.empty(batch, queries, self.width, dtype=wide, device=device),
             hidden=torch.empty(*shape, self.width, dtype=wide, device=device),
-            taps=torch.empty(
-                *shape, TAPS - 1, self.width, dtype=self.blocks[0].up.weight.dtype, device=device
-            ),
+            taps=torch.empty(*shape, TAPS - 1, self.width, dtype=self.dtype, device=device),
             image=grid.flatten(0, 1) + self.patch.bias,
             rates=8 * F.softplus(decay),
         )
@@ -188,27 +200,29 @@ class TAPNext(nn.Module):
         state.birth[:, rows] = birth.to(state.birth)
         state.born[:, rows] = self.query_token + encode(points.to(state.born), self.width)
 
-    def step(self, frames: Tensor, state: State) -> Tensor:
+    def step(self, frames: Tensor, state: State, operations: Operations | None = None) -> Tensor:
         """Go on by one frame.
 
         Args:
             frames: (B, S, S, 3) RGB in -1..1.
             state: changed in place.
+            operations: what runs all but the matrix products, by default plain torch.
 
         Returns:
             (B, Q, 4): y and x in 256 space, the visibility's logit (visible above 0) and the
             certainty, a probability. Ignore those of unborn queries.
         """
-        return self.operations.heads(self.tokens(frames, state), self.heads)
+        operations = operations or TORCH
+        return operations.heads(self.tokens(frames, state, operations), self.heads)
 
-    def tokens(self, frames: Tensor, state: State) -> Tensor:
+    def tokens(self, frames: Tensor, state: State, operations: Operations) -> Tensor:
         """`step` up to its last norm: the queries' tokens (B, Q, C)."""
-        add_norm, recur, activate, attend, _ = self.operations
-        dtype = self.blocks[0].up.weight.dtype
+        add_norm, recur, activate, attend, _ = operations
+        dtype, blocks = self.dtype, self.layers
         patches = state.image.shape[0]
         x = torch.cat([self._image(frames, state), self._queries(state)], 1)
-        x, u = add_norm(x, None, None, self.blocks[0].time_norm, None, _EPS, dtype)
-        for i, block in enumerate(self.blocks):
+        x, u = add_norm(x, None, None, blocks[0].time_norm, None, _EPS, dtype)
+        for i, block in enumerate(blocks):
             mixed = recur(
                 F.linear(u, block.branches.weight),
                 block.branches.bias,
@@ -229,7 +243,7 @@ class TAPNext(nn.Module):
             x, u = add_norm(x, delta, block.down.bias, norm.weight, norm.bias, _EPS, dtype)
 
             # Nothing asks for the image's tokens after the last attention.
-            last = i == len(self.blocks) - 1
+            last = i == len(blocks) - 1
             first = patches if last else 0
             attended = attend(F.linear(u, block.qkv.weight, block.qkv.bias), first)
             delta = F.linear(attended, block.project.weight)
@@ -242,7 +256,7 @@ class TAPNext(nn.Module):
                 norm = self.norm
                 x, u = add_norm(x, delta, bias, norm.weight, norm.bias, _LAST_EPS, dtype)
             else:
-                scale = self.blocks[i + 1].time_norm
+                scale = blocks[i + 1].time_norm
                 x, u = add_norm(x, delta, bias, scale, None, _EPS, dtype)
         state.frame += 1
         return u
@@ -291,11 +305,11 @@ def add_norm(
     eps: float,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """x + delta + bias, and its norm in `dtype`, over the last axis.
+    """The sum x + delta + bias, and its norm in `dtype`, over the last axis.
 
     The norm is a LayerNorm; without `shift` x / rms(x) · (1 + weight).
     """
-    if delta is not None:
+    if delta is not None and bias is not None:
         x = x + (delta + bias)
     if shift is not None:
         return x, F.layer_norm(x, x.shape[-1:], weight, shift, eps).to(dtype)

@@ -1,13 +1,12 @@
 """TAPNext's checkpoints, and the small weights file that they are converted to.
 
-A released PyTorch checkpoint has the network's 401 tensors under the names of `_released`, one of
+A released PyTorch checkpoint has the network's 401 tensors under the names of `_layout`, one of
 which is a table that `network.encode` computes, beside an optimiser's state. The released .npz
 files have the names of the JAX code.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import zipfile
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from fasttracks.errors import InputError
 from fasttracks.files import replacing
-from fasttracks.trackers.tapnext.network import HEAD, PATCH, TAPNext
+from fasttracks.trackers.tapnext.network import HEAD, HIDDEN, PATCH, SPACE, TAPS, TAPNext
 
 LICENCE = "Apache-2.0"
 URL = "https://storage.googleapis.com/dm-tapnet/tapnextpp/tapnextpp_ckpt.pt"
@@ -68,13 +67,10 @@ def convert(source: _PathLike, target: _PathLike, *, dtype: torch.dtype = torch.
     """
     source = Path(source)
     size = 512 if "512" in source.stem else 256
-    with torch.device("meta"):
-        ours = TAPNext().state_dict()
-    state = {}
     if source.suffix == ".npz":
         try:
             with zipfile.ZipFile(source) as archive:
-                state = _converted(source, ours, *_of_npz(archive), dtype)
+                state = _converted(source, *_of_npz(archive), dtype)
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             if isinstance(error, InputError):
                 raise
@@ -82,7 +78,7 @@ def convert(source: _PathLike, target: _PathLike, *, dtype: torch.dtype = torch.
     else:
         tensors = _state_dict(source)
         shapes = {name: tuple(t.shape) for name, t in tensors.items() if _is_plain(t)}
-        state = _converted(source, ours, shapes, tensors.__getitem__, dtype)
+        state = _converted(source, shapes, tensors.__getitem__, dtype)
     with replacing(target) as temporary:
         save_file(state, temporary, {"kind": _KIND, _SIZE: str(size), "licence": LICENCE})
     return size
@@ -142,29 +138,22 @@ def _check(path: Path, shapes: Mapping[str, _Shape], expected: Mapping[str, _Sha
         if name in shapes and shapes[name] != shape
     ]
     if problems:
+        what = " and ".join(problems[:2])
         more = f", and {len(problems) - 2} more like that" if len(problems) > 2 else ""
-        raise InputError(
-            f"checkpoint: {path} doesn't fit TAPNext's network: it {' and '.join(problems[:2])}{more}"
-        )
+        raise InputError(f"checkpoint: {path} doesn't fit TAPNext's network: it {what}{more}")
 
 
 def _converted(
-    source: Path,
-    ours: Mapping[str, Tensor],
-    shapes: Mapping[str, _Shape],
-    read: _Read,
-    dtype: torch.dtype,
+    source: Path, shapes: Mapping[str, _Shape], read: _Read, dtype: torch.dtype
 ) -> dict[str, Tensor]:
     """Our tensors, from released ones whose shapes are known before they are read."""
-    expected = {
-        name: shape
-        for key, tensor in ours.items()
-        for name, shape in _released(key, tuple(tensor.shape)).items()
-    }
-    _check(source, shapes, expected)
+    layout = _layout()
+    _check(source, shapes, {k: shape for parts in layout.values() for k, shape in parts.items()})
+    with torch.device("meta"):
+        ours = TAPNext().state_dict()
     state = {}
     for key, tensor in ours.items():
-        parts = [read(name) for name in _released(key, tuple(tensor.shape))]
+        parts = [read(name) for name in layout[key]]
         if key.endswith(".up.weight"):  # (2, inputs, outputs)
             parts = [part.mT for part in parts]
         whole = torch.cat([part.to(_dtype(key, dtype)) for part in parts]).reshape(tensor.shape)
@@ -174,69 +163,56 @@ def _converted(
     return state
 
 
-_TOP = {
-    "mask_token": "mask_token",
-    "unknown_token": "unknown_token",
-    "query_token": "point_query_token",
-    "image_position": "image_pos_emb",
-    "patch": "lin_proj",
-    "norm": "encoder_norm",
-}
-_TIME, _VIT = "ssm_block.recurrent_block.", "vit_block."
-_BLOCK = {  # what ours is made of, one below the other
-    "time_norm": ("ssm_block.temporal_pre_norm.scale",),
-    "branches": (_TIME + "linear_y", _TIME + "linear_x"),
-    "convolution": (_TIME + "conv_1d",),
-    "gates": (_TIME + "rg_lru.input_gate", _TIME + "rg_lru.a_gate"),
-    "decay": (_TIME + "rg_lru.a_param",),
-    "merge": (_TIME + "linear_out",),
-    "channel_norm": ("ssm_block.channel_pre_norm.scale",),
-    "up": ("ssm_block.mlp_block.ffw_up",),
-    "down": ("ssm_block.mlp_block.ffw_down",),
-    "attention_norm": (_VIT + "ln_1",),
-    "qkv": (_VIT + "self_attention.in_proj",),
-    "project": (_VIT + "self_attention.out_proj",),
-    "mlp_norm": (_VIT + "ln_2",),
-    "mlp_up": (_VIT + "mlp.0",),
-    "mlp_down": (_VIT + "mlp.3",),
-}
-_HEADS = {"first": 0, "first_norm": 1, "second": 3, "second_norm": 4}
+def _layout() -> dict[str, dict[str, _Shape]]:
+    """For each of our tensors the released ones, with their shapes, that are joined to make it."""
+    C, inner, gates = 768, 3072, 768 // HEAD
+    layout: dict[str, dict[str, _Shape]] = {
+        "mask_token": {"mask_token": (1, 1, 1, C)},
+        "unknown_token": {"unknown_token": (1, 1, C)},
+        "query_token": {"point_query_token": (1, 1, 1, C)},
+        "image_position": {"image_pos_emb": (1, 1024, C)},
+    }
 
+    def put(
+        ours: str, names: list[str], weight: _Shape, bias: _Shape, kinds: str = ".weight .bias"
+    ) -> None:
+        for kind, released, shape in zip(
+            ("weight", "bias"), kinds.split(), (weight, bias), strict=True
+        ):
+            layout[f"{ours}.{kind}"] = {name + released: shape for name in names}
 
-def _released(key: str, shape: _Shape) -> dict[str, _Shape]:
-    """The released tensors, by name with their shapes, that make up ours in this order."""
-    module, _, kind = key.rpartition(".")
-    if key in _TOP:
-        *grid, width = shape
-        axes = 2 if key == "unknown_token" else 3
-        return {_TOP[key]: (1, math.prod(grid), width) if grid else (1,) * axes + shape}
-    if module == "patch" and kind == "weight":
-        return {"lin_proj.weight": (shape[0], 3, PATCH, PATCH)}
-    if module in _TOP:
-        return {f"{_TOP[module]}.{kind}": shape}
-    if module == "heads.coordinates":
-        return {f"coordinate_head.6.{kind}": shape}
-    if module == "heads.visible":
-        return {f"visible_head.6.{kind}": (1, *shape) if kind == "weight" else shape}
-    if module.startswith("heads."):
-        layer = _HEADS[module.removeprefix("heads.")]
-        return {f"{head}_head.{layer}.{kind}": shape[1:] for head in ("coordinate", "visible")}
-
-    _, index, part = key.split(".")[:3]
-    names = [f"blocks.{index}.{name}" for name in _BLOCK[part]]
-    if part == "gates":
-        _, *shape_of_one = shape if kind == "weight" else (2, shape[1] // HEAD, HEAD)
-        return {f"{name}.{kind[0]}": tuple(shape_of_one) for name in names}
-    if part == "convolution":
-        return {f"{names[0]}.{kind[0]}": shape}
-    if part == "up":
-        rows = shape[0] // 2
-        return {f"{names[0]}.{kind[0]}": (2, shape[1], rows) if kind == "weight" else (2, 1, 1, rows)}
-    if part == "qkv":
-        return {f"{names[0]}_{kind}": shape}
-    if part == "branches":
-        return {f"{name}.{kind}": (shape[0] // 2, *shape[1:]) for name in names}
-    return {(f"{name}.{kind}" if kind != part else name): shape for name in names}
+    put("patch", ["lin_proj"], (C, 3, PATCH, PATCH), (C,))
+    put("norm", ["encoder_norm"], (C,), (C,))
+    for i in range(12):
+        ours, time, vit = f"blocks.{i}.", f"blocks.{i}.ssm_block.", f"blocks.{i}.vit_block."
+        recurrent = time + "recurrent_block."
+        layout[ours + "time_norm"] = {time + "temporal_pre_norm.scale": (C,)}
+        linear = [recurrent + "linear_y", recurrent + "linear_x"]
+        put(ours + "branches", linear, (C, C), (C,))
+        put(ours + "convolution", [recurrent + "conv_1d"], (TAPS, C), (C,), ".w .b")
+        both = [recurrent + "rg_lru.input_gate", recurrent + "rg_lru.a_gate"]
+        put(ours + "gates", both, (gates, HEAD, HEAD), (gates, HEAD), ".w .b")
+        layout[ours + "decay"] = {recurrent + "rg_lru.a_param": (C,)}
+        put(ours + "merge", [recurrent + "linear_out"], (C, C), (C,))
+        layout[ours + "channel_norm"] = {time + "channel_pre_norm.scale": (C,)}
+        up = time + "mlp_block.ffw_up"
+        put(ours + "up", [up], (2, C, inner), (2, 1, 1, inner), ".w .b")
+        put(ours + "down", [time + "mlp_block.ffw_down"], (C, inner), (C,))
+        put(ours + "attention_norm", [vit + "ln_1"], (C,), (C,))
+        attention = vit + "self_attention."
+        put(ours + "qkv", [attention + "in_proj"], (3 * C, C), (3 * C,), "_weight _bias")
+        put(ours + "project", [attention + "out_proj"], (C, C), (C,))
+        put(ours + "mlp_norm", [vit + "ln_2"], (C,), (C,))
+        put(ours + "mlp_up", [vit + "mlp.0"], (inner, C), (inner,))
+        put(ours + "mlp_down", [vit + "mlp.3"], (C, inner), (C,))
+    for name, layer, inputs in (("first", 0, C), ("second", 3, HIDDEN)):
+        head = [f"coordinate_head.{layer}", f"visible_head.{layer}"]
+        put(f"heads.{name}", head, (HIDDEN, inputs), (HIDDEN,))
+        head = [f"coordinate_head.{layer + 1}", f"visible_head.{layer + 1}"]
+        put(f"heads.{name}_norm", head, (HIDDEN,), (HIDDEN,))
+    put("heads.coordinates", ["coordinate_head.6"], (2 * SPACE, HIDDEN), (2 * SPACE,))
+    put("heads.visible", ["visible_head.6"], (1, HIDDEN), (1,))
+    return layout
 
 
 def _state_dict(path: Path) -> dict[str, Any]:
@@ -331,11 +307,9 @@ def _of_npz(archive: zipfile.ZipFile) -> tuple[dict[str, _Shape], _Read]:
             raise ValueError(f"it holds {dtype}, expected floats")
         return torch.empty(shape, device="meta")
 
-    with torch.device("meta"):
-        ours = TAPNext().state_dict()
     shapes = {}
-    for key, tensor in ours.items():
-        for name in _released(key, tuple(tensor.shape)):
+    for parts in _layout().values():
+        for name in parts:
             with suppress(KeyError, RuntimeError):  # not there, or not of its number of axes
                 shapes[name] = tuple(arrays(name, form).shape)
     return shapes, lambda name: arrays(name, values)
