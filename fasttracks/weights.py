@@ -219,7 +219,7 @@ def _read_checkpoint(path: Path) -> dict[str, Tensor]:
             f"checkpoint: {path} is not a torch file of tensors and plain values; anything else "
             "could run code when read and is refused"
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"checkpoint: {path} is not a whole torch file ({first})") from None
     # A bare state dict, or one saved from DataParallel, is as good.

@@ -97,6 +97,11 @@ def load(
     path = Path(path)
     if not path.is_file():
         raise InputError(f"checkpoint: no file {path}; {HOW}")
+    if path.suffix != ".safetensors":
+        raise InputError(
+            f"checkpoint: expected a .safetensors file, found {path}; once, 'fasttracks convert "
+            f"{path}' makes one from a released checkpoint"
+        )
     try:
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}
@@ -112,8 +117,9 @@ def load(
                 name: file.get_tensor(name).to(device, _dtype(name, dtype)) for name in expected
             }
     except SafetensorError as error:
-        what = "is not what 'fasttracks convert' writes" if recognises(path) else f"({error})"
-        raise InputError(f"checkpoint: {path} {what}, a whole safetensors file; {HOW}") from None
+        raise InputError(
+            f"checkpoint: {path} is not a whole safetensors file ({error}); {HOW}"
+        ) from None
     network.load_state_dict(state, assign=True)
     return network.eval().requires_grad_(False), int(header[_SIZE])
 
@@ -131,12 +137,12 @@ def _dtype(name: str, dtype: torch.dtype) -> torch.dtype:
 
 
 def _check(path: Path, shapes: Mapping[str, _Shape], expected: Mapping[str, _Shape]) -> None:
-    problems = [f"lacks {name}" for name in expected if name not in shapes]
-    problems += [
+    problems = [
         f"has {name} of shape {shapes[name]}, expected {shape}"
         for name, shape in expected.items()
-        if name in shapes and shapes[name] != shape
+        if shapes.get(name, shape) != shape
     ]
+    problems += [f"lacks {name}" for name in expected if name not in shapes]
     if problems:
         what = " and ".join(problems[:2])
         more = f", and {len(problems) - 2} more like that" if len(problems) > 2 else ""
