@@ -131,16 +131,22 @@ def _recur(
     inner = tl.arange(0, HEAD)
     c = group * HEAD + inner
 
-    new = tl.load(branches + row * (2 * WIDTH) + WIDTH + c[None, :], mask=mask, other=0.0)
-    new = (new.to(tl.float32) + tl.load(bias + WIDTH + c)[None, :]).to(taps.dtype.element_ty)
-    mixed = tl.load(taps_bias + c)[None, :] + new * tl.load(taps_weight + 3 * WIDTH + c)[None, :]
-    place = taps + row * (3 * WIDTH) + c[None, :]
-    for k in tl.static_range(3):
-        old = tl.load(place + k * WIDTH, mask=mask, other=0.0)
-        mixed += old * tl.load(taps_weight + k * WIDTH + c)[None, :]
-        if k > 0:
-            tl.store(place + (k - 1) * WIDTH, old, mask=mask)
-    tl.store(place + 2 * WIDTH, new, mask=mask)
+    # The window as one tensor (rows, 4, HEAD), whose sum is made once; as a sum of four tensors
+    # the compiler makes it in each layout that it is needed in.
+    k = tl.arange(0, 4)[None, :, None]
+    rows3, c3, mask3 = row[:, :, None], c[None, None, :], mask[:, :, None]
+    place = taps + (rows3 * 3 + k) * WIDTH + c3
+    window = tl.load(place, mask=mask3 & (k < 3), other=0.0)
+    new = branches + rows3 * (2 * WIDTH) + WIDTH + c3 + 0 * k
+    new = tl.load(new, mask=mask3 & (k == 3), other=0.0).to(tl.float32) + tl.load(bias + WIDTH + c3)
+    window = tl.where(k == 3, new.to(taps.dtype.element_ty), window)
+    offset = row * WIDTH + c[None, :]
+    h = tl.load(hidden + offset, mask=mask, other=0.0)
+    gate = tl.load(branches + row * (2 * WIDTH) + c[None, :], mask=mask, other=0.0)
+    tl.debug_barrier()  # all has been read that is now overwritten
+    tl.store(place - WIDTH, window, mask=mask3 & (k > 0))
+    mixed = tl.sum(window.to(tl.float32) * tl.load(taps_weight + k * WIDTH + c3), 1)
+    mixed += tl.load(taps_bias + c)[None, :]
 
     operand = mixed.to(gates_weight.dtype.element_ty)
     square = group * HEAD * HEAD + inner[:, None] * HEAD + inner[None, :]
@@ -156,14 +162,10 @@ def _recur(
     series = 1 + z / 2 * (1 + z / 3 * (1 + z / 4 * (1 + z / 5 * (1 + z / 6))))
     rest = tl.where(z > -0.25, -z * series, 1 - tl.exp(z))
     scale = tl.where(tl.load(frame) == 0, 1.0, tl.sqrt(rest))
-    offset = row * WIDTH + c[None, :]
-    h = tl.load(hidden + offset, mask=mask, other=0.0)
     h = tl.exp(log_a) * h + scale * opens * mixed
     tl.store(hidden + offset, h, mask=mask)
-
-    gate = tl.load(branches + row * (2 * WIDTH) + c[None, :], mask=mask, other=0.0)
-    gate = gate.to(tl.float32) + tl.load(bias + c)[None, :]
-    tl.store(out + offset, (h * _gelu_tanh(gate)).to(out.dtype.element_ty), mask=mask)
+    gate = _gelu_tanh(gate.to(tl.float32) + tl.load(bias + c)[None, :])
+    tl.store(out + offset, (h * gate).to(out.dtype.element_ty), mask=mask)
 
 
 def recur(

@@ -166,7 +166,7 @@ LIMITS = {
     "fit_scale": (128, 4096, False),
     "cholesky": (255, 1 << 14, False),
     "tapnext add_norm": (96, 8192, False),
-    "tapnext recur": (255, 1 << 14, False),
+    "tapnext recur": (128, 1 << 14, False),
     "tapnext activate": (64, 4096, False),
     "tapnext heads": (255, 99 << 10, False),
 }
