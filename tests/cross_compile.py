@@ -35,6 +35,7 @@ from fasttracks.kernels import (
     heads,
     mlp,
     mlp_hopper,
+    tapnext,
 )
 from fasttracks.kernels.common import GLUON, is_empty
 from fasttracks.kernels.launches import shipped
@@ -158,6 +159,26 @@ def refinement_cases() -> list[Case]:
     ]
 
 
+def tapnext_cases() -> list[Case]:
+    """TAPNext's kernels at its width, in half precision."""
+    halves = ("delta", "out", "branches", "gates_weight", "taps", "x", "first", "second")
+    types = dict.fromkeys((*halves, "coordinates"), "*fp16") | {"rows": "i32", "frame": "*i32"}
+    wide, precision = {"WIDTH": 768}, {"PRECISION": "tf32"}
+    norm = {**wide, "BLOCK_WIDTH": 1024, "ADD": True, "LAYER": True, **tapnext.ADD_NORM}
+    head = {"HIDDEN": 256, "SPACE": 256, "REACH": 20, "RADIUS": 8, **tapnext.HEADS}
+    inner = {"INNER": 3072, "GATED": True, **tapnext.ACTIVATE}
+    cases: dict[str, tuple[Any, dict[str, Any], dict[str, str]]] = {
+        "add_norm": (tapnext._add_norm, norm, {"x": "*fp32"}),
+        "recur": (tapnext._recur, {**wide, **precision, "HEAD": 64, **tapnext.RECUR}, {}),
+        "activate": (tapnext._activate, inner, {}),
+        "heads": (tapnext._heads, {**wide, **precision, **head}, {"out": "*fp32"}),
+    }
+    return [
+        Case(f"tapnext {name}", kernel, keywords, types | more)
+        for name, (kernel, keywords, more) in cases.items()
+    ]
+
+
 CHANNELS = {"WIDTH": 256, "BLOCK_WIDTH": 256}
 CONV = {"ROWS": 21, "KERNEL": 31, "BLOCK_KERNEL": 32}
 MLP_TYPES = {
@@ -239,6 +260,7 @@ CASES = [
     ),
     *attention_cases("fp16"),
     *refinement_cases(),
+    *tapnext_cases(),
 ]
 
 

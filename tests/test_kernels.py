@@ -167,6 +167,10 @@ LIMITS = {
     "motion cost": (4096, False),
     "fit_scale": (4096, False),
     "cholesky": (1 << 14, False),
+    "tapnext add_norm": (8192, False),
+    "tapnext recur": (1 << 14, False),
+    "tapnext activate": (4096, False),
+    "tapnext heads": (99 << 10, False),
 }
 # Bytes of stack per thread, where spills are: a few are harmless, and kernels with large angles have
 # some for the sines of those.

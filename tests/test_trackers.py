@@ -156,7 +156,9 @@ def test_frames_are_checked(tracker: KLT | CoTracker, frames: np.ndarray) -> Non
 def test_names() -> None:
     assert get_tracker("klt", window=15) == KLT(window=15)
     assert get_tracker("cotracker", checkpoint="a.pth") == CoTracker("a.pth")
-    with pytest.raises(InputError, match=r"^tracker: expected 'klt' or 'cotracker', found 'sift'$"):
+    with pytest.raises(
+        InputError, match=r"^tracker: expected 'klt', 'tapnext' or 'cotracker', found 'sift'$"
+    ):
         get_tracker("sift")
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from fasttracks.cli.console import output_path, say, table
 from fasttracks.errors import InputError
 from fasttracks.evaluation import clips as evaluation
+from fasttracks.trackers.tapnext import weights as tapnext
 from fasttracks.weights import PRECISIONS, load
 from fasttracks.weights import convert as convert_checkpoint
 
@@ -41,10 +42,16 @@ def evaluate(options: argparse.Namespace) -> None:
 def convert(options: argparse.Namespace) -> None:
     """Released checkpoint to weights file."""
     output = output_path(options, ".safetensors")
+    if tapnext.recognises(options.input):
+        side = tapnext.convert(
+            options.input, output, dtype=PRECISIONS[options.precision or "fp16"]
+        )
+        say(f"wrote {output}, for {side} × {side} frames; use it as")
+        return say(f"  fasttracks track VIDEO --tracker tapnext --checkpoint {output}")
     convert_checkpoint(
         options.input,
         output,
         predicts_focal=options.predicts_focal,
-        dtype=PRECISIONS[options.precision],
+        dtype=PRECISIONS[options.precision or "fp32"],
     )
     say(f"wrote {output}; use it as model={str(output)!r} or --model {output}")

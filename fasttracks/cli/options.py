@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("input", metavar="VIDEO")
     _output_options(sub, "VIDEO-tracks.npz")
     _video_options(sub)
-    sub.add_argument("--device", default="auto", help="of cotracker: auto, cpu, cuda, cuda:1")
+    sub.add_argument("--device", default="auto", help="of tapnext and cotracker: auto, cpu, cuda")
 
     sub = command("reconstruct", "turn tracks or a video into cameras and 4D points")
     sub.add_argument("input", metavar="TRACKS|VIDEO", help="a track file (.npz) or a video")
@@ -60,11 +60,15 @@ def parser() -> argparse.ArgumentParser:
 
     _add_viewing(command)
 
-    sub = command("convert", "turn a released TracksTo4D checkpoint (.pt) into a weights file")
+    sub = command(
+        "convert", "turn a released checkpoint of TracksTo4D or TAPNext into a weights file"
+    )
     sub.add_argument("input", metavar="CHECKPOINT")
     _output_options(sub, "CHECKPOINT.safetensors")
     sub.add_argument(
-        "--precision", default="fp32", choices=("fp32", "fp16", "bf16"), help="of the weights"
+        "--precision",
+        choices=("fp32", "fp16", "bf16"),
+        help="of the weights, else fp32, and fp16 for TAPNext",
     )
     sub.add_argument(
         "--predicts-focal",
@@ -186,8 +190,8 @@ def _refine_option(sub: argparse.ArgumentParser) -> None:
 
 def _video_options(sub: argparse.ArgumentParser) -> None:
     video = sub.add_argument_group("video")
-    video.add_argument("--tracker", default="klt", help="klt or cotracker")
-    video.add_argument("--checkpoint", metavar="FILE", help="CoTracker's weights")
+    video.add_argument("--tracker", default="klt", help="klt, tapnext or cotracker")
+    video.add_argument("--checkpoint", metavar="FILE", help="TAPNext's or CoTracker's weights")
     video.add_argument("--start", type=float, default=0.0, metavar="SECONDS", help="skip these")
     video.add_argument("--frames", type=int, default=50, help="read at most this many")
     video.add_argument("--every", type=int, default=1, metavar="N", help="keep every Nth frame")

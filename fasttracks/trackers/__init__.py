@@ -53,13 +53,13 @@ def track(
 
     Args:
         video: a path.
-        tracker: "klt" or "cotracker".
+        tracker: "klt", "tapnext" or "cotracker".
         start: seconds to skip.
         frames: keep at most this many; None: all.
         every: keep one frame in this many. Points are followed through those between, too.
         max_size: shrink the longer side to this many pixels for tracking; None: don't.
         progress: show progress bars.
-        options: of the tracker's class, `KLT` or `CoTracker`.
+        options: of the tracker's class, `KLT`, `TAPNext` or `CoTracker`.
 
     Raises:
         InputError: the video or the tracker can't be had, or an option is off.
@@ -127,16 +127,20 @@ def _colors(frames: np.ndarray, tracks: np.ndarray, visibility: np.ndarray) -> n
 
 
 def get_tracker(name: str, **options: Any) -> Tracker:
-    """The tracker called `name`, "klt" or "cotracker", with the options of its class."""
+    """The tracker called `name`, "klt", "tapnext" or "cotracker", with its class's options."""
     if name == "klt":
         from fasttracks.trackers.klt import KLT
 
         return KLT(**options)
+    if name == "tapnext":
+        from fasttracks.trackers.tapnext import TAPNext
+
+        return TAPNext(**options)
     if name == "cotracker":
         from fasttracks.trackers.cotracker import CoTracker
 
         return CoTracker(**options)
-    raise InputError(f"tracker: expected 'klt' or 'cotracker', found {name!r}")
+    raise InputError(f"tracker: expected 'klt', 'tapnext' or 'cotracker', found {name!r}")
 
 
 def usual_count(frames: int) -> int:
