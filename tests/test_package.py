@@ -44,6 +44,7 @@ except AttributeError as error:
 
 def test_wheel_and_sdist(archives):
     (wheel,) = archives.glob("*.whl")
+    assert wheel.stat().st_size < 35e6
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names}
     assert tops == {"fasttracks", next(t for t in tops if t.endswith(".dist-info"))}
@@ -53,6 +54,7 @@ def test_wheel_and_sdist(archives):
         assert f"fasttracks/{name}" in names
     sources = {p.relative_to(ROOT).as_posix() for p in ROOT.glob("fasttracks/**/*.py")}
     assert sources <= set(names)
+    assert "fasttracks/kernels/README.md" not in names  # READMEs are for the sdist
     (sdist,) = archives.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         inside = {name.split("/", 1)[-1] for name in archive.getnames()}
