@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fasttracks.tracks import Tracks
     from fasttracks.weights import load
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Config",

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,10 @@ def _scratch(folder: Path) -> Iterator[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as held:
-            with _locked(folder, wait=True):  # or another process might sweep what isn't held yet
+            # Or another process might sweep what isn't held yet; in a scratch folder of a writer
+            # around this one, which holds it already, none does.
+            inside = folder.name.startswith(_SCRATCH)
+            with nullcontext() if inside else _locked(folder, wait=True):
                 for left in folder.glob(f"{_SCRATCH}*"):
                     with suppress(OSError), _locked(left):
                         shutil.rmtree(left)

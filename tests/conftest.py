@@ -58,3 +58,18 @@ def kernel_device() -> torch.device:
         if tuple(int(part) for part in module.__version__.split(".")[:2]) < least:
             pytest.skip(f"the interpreter needs {module.__name__} ≥ {least[0]}.{least[1]}")
     return torch.device("cpu")
+
+
+@pytest.fixture(scope="session")
+def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the project's wheel and sdist, built from here."""
+    folder = tmp_path_factory.mktemp("dist")
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "build", "--no-isolation", "-o", str(folder)),
+            str(Path(__file__).parents[1]),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    return folder

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import baselines
 import pytest
 import report
+import tables
 import torch
 from helpers import random_tracks, tiny_network
 from safetensors.torch import save_file
@@ -84,12 +85,13 @@ def test_results_are_merged_by_row(tmp_path, monkeypatch):
         forward = [dict(zip(keys, row, strict=True)) | common for row in rows]
         return {"device": "NVIDIA X (1)", "commit": commit, "forward": forward}
 
-    report.merge(part("a", (report.OURS, 1000, 50, 9.0), (report.TORCH, 1000, 50, 3.0)))
-    report.merge(part("b", (report.OURS, 1000, 50, 2.0), (report.REFERENCE, 10, 5, 4.0)))
+    report.merge(part("a", (tables.OURS, 1000, 50, 9.0), (tables.TORCH, 1000, 50, 3.0)))
+    report.merge(part("b", (tables.OURS, 1000, 50, 2.0), (tables.REFERENCE, 10, 5, 4.0)))
     record = report.json.loads((tmp_path / "nvidia-x-1.json").read_text())
     found = [(row["p50 ms"], row["commit"]) for row in record["forward"]]
     assert found == [(4.0, "b"), (2.0, "b"), (3.0, "a")]
-    assert report.forward_table(record).splitlines() == [
+    monkeypatch.setattr(tables, "read", lambda _: record)
+    assert tables.forward().splitlines() == [
         "| tracks × frames | strongest torch | engine fp16 | against strongest torch | p99 / p50 "
         "| TFLOP/s (of 989) | memory |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -97,12 +99,13 @@ def test_results_are_merged_by_row(tmp_path, monkeypatch):
     ]
 
 
-def test_operations_are_compared_side_by_side():
+def test_operations_are_compared_side_by_side(monkeypatch):
     keys = ("operation", "backend", "tracks", "frames", "µs")
     rows = [("mlp", "triton", 100, 50, 33.0), ("mlp", "torch", 100, 50, 65.0)]
     record = {"kernels": [dict(zip(keys, row, strict=True)) for row in rows]}
+    monkeypatch.setattr(tables, "read", lambda _: record)
     text = "a\n<!-- kernels -->\nold\n<!-- /kernels -->\nb"
-    assert report.readme(record, text).splitlines()[1:-1] == [
+    assert report.filled(text).splitlines()[1:-1] == [
         "<!-- kernels -->",
         "| µs: fasttracks / eager torch | 100 × 50 |",
         "| --- | --- |",

@@ -1,13 +1,10 @@
-"""What is shipped, what an import costs, and whether the README tells the truth."""
+"""What is shipped, and what an import costs."""
 
-import re
 import subprocess
 import sys
 import tarfile
 import zipfile
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[1]
 
@@ -45,19 +42,9 @@ except AttributeError as error:
     assert "no attribute 'nothing'" in python(code)
 
 
-@pytest.fixture(scope="module")
-def archives(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("dist")
-    subprocess.run(
-        [sys.executable, "-m", "build", "--no-isolation", "-o", str(folder), str(ROOT)],
-        check=True,
-        capture_output=True,
-    )
-    return folder
-
-
 def test_wheel_and_sdist(archives):
     (wheel,) = archives.glob("*.whl")
+    assert wheel.stat().st_size < 35e6
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names}
     assert tops == {"fasttracks", next(t for t in tops if t.endswith(".dist-info"))}
@@ -67,53 +54,8 @@ def test_wheel_and_sdist(archives):
         assert f"fasttracks/{name}" in names
     sources = {p.relative_to(ROOT).as_posix() for p in ROOT.glob("fasttracks/**/*.py")}
     assert sources <= set(names)
+    assert "fasttracks/kernels/README.md" not in names  # READMEs are for the sdist
     (sdist,) = archives.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         inside = {name.split("/", 1)[-1] for name in archive.getnames()}
     assert sources | {"kernels/compose_project.py", "README.md", "LICENSE"} <= inside
-
-
-def test_readme_commands_are_the_ones_ci_runs():
-    readme = (ROOT / "README.md").read_text()
-    assert "pip install . && fasttracks demo\n" in readme
-    test_command = 'pip install -e ".[test]" && pytest\n'
-    assert test_command in readme
-    assert test_command in (ROOT / ".ci/run").read_text()
-
-
-def test_readme_python_runs(tmp_path, monkeypatch):
-    """The snippet, with the video it names made here from noise."""
-    import numpy as np
-
-    from fasttracks import Tracks
-
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    monkeypatch.chdir(tmp_path)
-    rng = np.random.default_rng(0)
-    clip = Tracks(rng.uniform(0, 300, (5, 12, 2)), image_size=(300, 300))
-    monkeypatch.setattr("fasttracks.track", lambda path, frames: clip, raising=False)
-    names: dict = {}
-    exec(code, names)
-    assert names["rec"].points.shape == (5, 12, 3)
-    assert (tmp_path / "dog.npz").exists()
-
-
-def test_readme_figures_are_the_measured_ones():
-    import json
-
-    record = json.loads((ROOT / "benchmarks/results/real_clips-base.json").read_text())
-    readme = (ROOT / "README.md").read_text()
-    for clip in record["clips"]:
-        assert clip["median px"] < 8
-        assert f"| {clip['clip']} " in readme
-        assert f" {clip['median px']} px " in readme
-
-
-def test_readme_tables_are_made_of_the_results():
-    import json
-
-    import report
-
-    record = json.loads((report.RESULTS / f"{report.SHOWN}.json").read_text())
-    readme = (ROOT / "README.md").read_text()
-    assert report.readme(record, readme) == readme

@@ -1,0 +1,317 @@
+"""The tables that `report.py` puts into Markdown files, each made from results/."""
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+SHOWN = "nvidia-h100-80gb-hbm3"
+ROOF = 989.0  # TFLOP/s: dense float16 of an H100 SXM
+SPEED_SIZES = ((100, 50), (256, 50), (1000, 50), (4096, 50))  # that the README shows
+KEYS = {"forward": ("column", "tracks", "frames"),
+        "kernels": ("operation", "backend", "tracks", "frames")}  # fmt: skip
+OURS = "engine fp16"
+REFERENCE, EAGER, TORCH = "reference fp32", "eager torch fp16", "strongest torch"
+BASELINES = ("released code", REFERENCE, "reference tf32", EAGER, TORCH)
+
+Row = dict[str, Any]
+
+
+def read(name: str) -> Any:
+    """The results called `name`."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def speed() -> str:
+    """The README's: the forward at a few sizes on a GPU, and the whole on a CPU."""
+    lines = []
+    for size, columns in sizes(read(SHOWN)).items():
+        if size in SPEED_SIZES:
+            ms = {name: row["p50 ms"] for name, row in columns.items()}
+            line = {
+                "tracks × frames": "{} × {}".format(*size),
+                "plain torch, float16": _number(ms.get(EAGER), " ms"),
+                "compiled torch in a CUDA graph": _number(ms.get(TORCH), " ms"),
+                "fasttracks": f"**{_number(ms[OURS], ' ms')}**",
+                "memory": "{memory GB:.2f} GB".format_map(columns[OURS]),
+            }
+            lines.append(line)
+    record = read("real_clips-base")
+    seconds = [clip["reconstruct s"] for clip in record["clips"]]
+    return (
+        f"{_table(lines)}\n\nOn two CPU cores "
+        + "{tracks} tracks × {frames} frames".format_map(record["clips"][0])
+        + f" take {min(seconds):.0f} to {max(seconds):.0f} s and {record['peak memory GB']:.1f} GB."
+    )
+
+
+def forward() -> str:
+    """A line for each size; times are medians of the whole forward."""
+    lines = []
+    for (tracks, frames), columns in sizes(read(SHOWN)).items():
+        if OURS not in columns:
+            continue
+        ours = columns[OURS]
+        ms = {name: row["p50 ms"] for name, row in columns.items()}
+        line = {"tracks × frames": f"{tracks} × {frames}"}
+        for name in BASELINES:
+            line[name] = _number(ms.get(name), " ms")
+        line[OURS] = f"**{_number(ms[OURS], ' ms')}**"
+        for name in (REFERENCE, TORCH):
+            line[f"against {name}"] = _number(ms[name] / ms[OURS] if name in ms else None, "×")
+        line |= {
+            "p99 / p50": f"{ours['p99 ms'] / ours['p50 ms']:.2f}",
+            f"TFLOP/s (of {ROOF:.0f})": f"{ours['TFLOP/s']:.0f} ({ours['TFLOP/s'] / ROOF:.0%})",
+            "memory": f"{ours['memory GB']:.2f} GB",
+        }
+        lines.append(line)
+    return _table(lines)
+
+
+def latency() -> str:
+    """What one call costs the GPU and its host, and the first calls of a process."""
+    record = read(SHOWN)
+    rows = [columns[OURS] for columns in sizes(record).values() if OURS in columns]
+    empty, warm = (record["cold start"][cache]["first call s"] for cache in ("empty", "warm"))
+    return (
+        _formatted(
+            rows,
+            {
+                "tracks × frames": "{tracks} × {frames}",
+                "p50": "{p50 ms:.3g} ms",
+                "p95": "{p95 ms:.3g} ms",
+                "p99": "{p99 ms:.3g} ms",
+                "host": "{host µs:.0f} µs",
+                "host, `copy=False`": "{host µs, copy=False:.0f} µs",
+            },
+        )
+        + f"\n\nThe first call of a process takes {empty:.1f} s where Triton's cache is empty, as "
+        f"kernels are compiled then, and {warm:.1f} s where it is warm."
+    )
+
+
+def kernels() -> str:
+    """A line for each operation, µs a call, ours and eager torch's, by size."""
+    lines: dict[str, dict[str, str]] = {}
+    by = {tuple(row[k] for k in KEYS["kernels"]): row for row in read(SHOWN)["kernels"]}
+    for operation, _, tracks, frames in by:
+        line = lines.setdefault(operation, {"µs: fasttracks / eager torch": operation})
+        line[f"{tracks} × {frames}"] = " / ".join(
+            _number(by.get((operation, backend, tracks, frames), {}).get("µs"), "")
+            for backend in ("triton", "torch")
+        )
+    return _table(list(lines.values()))
+
+
+def clips() -> str:
+    """Real clips from video, on a CPU."""
+    return _formatted(
+        read("real_clips-base")["clips"],
+        {
+            "clip": "{clip}",
+            "image": "{image}",
+            "tracks × frames": "{tracks} × {frames}",
+            "seen": "{seen:.0%}",
+            "reprojection error: median": "{median px:.2f} px",
+            "90 %": "{p90 px:.2f} px",
+            "decode": "{decode s:.2f} s",
+            "track": "{track s:.2f} s",
+            "reconstruct": "{reconstruct s:.1f} s",
+        },
+    )
+
+
+def viewer() -> str:
+    """How large and how quick the page is."""
+    record = read("viewer")
+    return _formatted(
+        [page | {"with": "with" if page["video"] else "without"} for page in record["pages"]],
+        {
+            "{tracks} tracks × {frames} frames".format_map(record): "{with} the video",
+            "written in": "{written s:.2f} s",
+            "size": "{MB:.2f} MB",
+            "plays at": "{frames a second:.0f} frames a second",
+            "its own work": "{own work, median ms:.1f} ms a frame",
+        },
+    )
+
+
+def refinement() -> str:
+    """Medians of each kind of generated clips, the network's answer → bundle-adjusted."""
+    columns = {
+        "AbsRel": "{absrel:.3f}",
+        "of still points": "{absrel_still:.3f}",
+        "ATE, % of the path": "{ate:.2f}",
+        "RPE, ° a frame": "{rpe_rotation:.2f}",
+        "reprojection, px": "{reprojection_median:.2f}",
+    }
+    lines = []
+    for kind, ways in read("refinement-cpu")["kinds"].items():
+        before, after = ways["forward"]["median"], ways["forward + bundle"]["median"]
+        line = {"clips": kind}
+        for label, form in columns.items():
+            line[label] = f"{form.format_map(before)} → {form.format_map(after)}"
+        line["tracker's own error, px"] = f"{after['tracks_median']:.2f}"
+        line["seconds"] = f"{before['seconds']:.1f} → {after['seconds']:.1f}"
+        lines.append(line)
+    return _table(lines)
+
+
+def refinement_time() -> str:
+    """Means over the same clips on a GPU: what each way costs and brings."""
+    record = read("refinement-h100")
+    names = {"forward": "feed-forward", "finetune 100": "fine-tuned, 100 steps"}
+    names["finetune 500"] = "fine-tuned, 500 steps"
+    rows = []
+    for way, mean in record["error against seconds, on the same clips"].items():
+        first, _, second = way.partition(" + ")
+        rows.append(mean | {"way": names[first] + (", bundle-adjusted" if second else "")})
+    columns = {
+        "": "{way}",
+        "seconds": "{seconds:.3f}",
+        "AbsRel": "{absrel:.3f}",
+        "of what moves": "{absrel_moving:.3f}",
+        "ATE, % of the path": "{ate:.2f}",
+        "RPE, ° a frame": "{rpe_rotation:.3f}",
+        "reprojection, px": "{reprojection:.2f}",
+    }
+    speed = record["speed"]
+    return (
+        f"{_formatted(rows, columns)}\n\nWith {speed['tracks']} tracks × {speed['frames']} frames "
+        f"bundle adjustment takes {speed['bundle ms, median']:.1f} ms, and fine-tuning does "
+        f"{speed['fine-tuning, second call']['steps/s']:.0f} steps a second."
+    )
+
+
+def real_video() -> str:
+    """Medians over real clips, from video, feed-forward and bundle-adjusted, and a simple guess."""
+    files = sorted(RESULTS.glob("real_video*.json"))
+    if not files:
+        return "Not measured yet; `python benchmarks/real_video.py FOLDER` writes the figures."
+    record = json.loads(files[-1].read_text())
+
+    def median(runs: str, column: str) -> str:
+        values = [row[column] for row in record.get(runs, []) if row.get(column) is not None]
+        if column == "focal":  # found / true
+            values = [100 * abs(value - 1) for value in values]
+        values = [value for value in values if not math.isnan(value)]
+        return f"{statistics.median(values):.2g}" if values else "–"
+
+    lines = []
+    for label, column, guess, lens in (
+        ("cameras: ATE, % of the path (best straight line)", "ate", "line", "known"),
+        ("cameras: RPE, ° a frame", "rpe_°", "", "known"),
+        ("still points: AbsRel, %", "still", "", "known"),
+        ("moving, a scale a frame: AbsRel, % (a flat plane)", "frame", "flat-f", "known"),
+        ("moving, a scale a clip: AbsRel, % (equal depths)", "whole", "flat", "known"),
+        ("focal length, when not given: off by, %", "focal", "", "unknown"),
+    ):
+        lines.append(
+            {
+                "": label,
+                "a guess": median(f"none, {lens}", guess) if guess else "",
+                "feed-forward": median(f"none, {lens}", column),
+                "bundle-adjusted": median(f"bundle, {lens}", column),
+            }
+        )
+    return _table(lines)
+
+
+def weights() -> str:
+    """Held-out generated clips: means (medians)."""
+    columns = {
+        "AbsRel": "{absrel:.3f}",
+        "of what moves": "{absrel_moving:.3f}",
+        "all depths equal": "{flat:.3f}",
+        "RPE, ° a frame": "{rpe_rotation:.2f}",
+        "ATE, % of the path": "{ate:.1f}",
+        "reprojection, px": "{reprojection:.1f}",
+    }
+    return _table(
+        [
+            {"clips": kind}
+            | {
+                label: f"{form.format_map(found['mean'])} ({form.format_map(found['median'])})"
+                for label, form in columns.items()
+            }
+            for kind, found in read("sweeps-base")["kinds"].items()
+        ]
+    )
+
+
+def clip_sizes() -> str:
+    """Held-out casual clips by their number of tracks and frames: means."""
+    sweeps = read("sweeps-base")["sweeps"]
+    return _formatted(
+        [
+            found | {"size": f"{value} {name}"}
+            for name in ("tracks", "frames")
+            for value, found in sweeps[name].items()
+        ],
+        {
+            "casual clips": "{size}",
+            "AbsRel": "{absrel:.3f}",
+            "RPE, ° a frame": "{rpe_rotation:.2f}",
+            "ATE, % of the path": "{ate:.1f}",
+        },
+    )
+
+
+def ablation() -> str:
+    """Short training runs, one thing changed in each."""
+    return _formatted(
+        [found["all"] | {"name": name} for name, found in read("ablation")["runs"].items()],
+        {
+            "": "{name}",
+            "AbsRel": "{absrel:.3f}",
+            "of what moves": "{absrel_moving:.3f}",
+            "RPE, ° a frame": "{rpe_rotation:.2f}",
+            "ATE, % of the path": "{ate:.1f}",
+            "reprojection, px": "{reprojection:.1f}",
+        },
+    )
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "speed": speed,
+    "forward": forward,
+    "latency": latency,
+    "kernels": kernels,
+    "clips": clips,
+    "viewer": viewer,
+    "refinement": refinement,
+    "refinement time": refinement_time,
+    "real video": real_video,
+    "weights": weights,
+    "clip sizes": clip_sizes,
+    "ablation": ablation,
+}
+
+
+def sizes(record: dict[str, Any]) -> dict[tuple[int, int], dict[str, Row]]:
+    """Rows of the forward by (tracks, frames) and column."""
+    found: dict[tuple[int, int], dict[str, Row]] = {}
+    for row in record["forward"]:
+        found.setdefault((row["tracks"], row["frames"]), {})[row["column"]] = row
+    return found
+
+
+def _formatted(rows: Iterable[Mapping[str, Any]], columns: dict[str, str]) -> str:
+    """A line for each row; columns say by label how a row's values are written."""
+    return _table(
+        [{label: form.format_map(row) for label, form in columns.items()} for row in rows]
+    )
+
+
+def _table(lines: list[dict[str, str]]) -> str:
+    """Markdown, without the columns that no line has anything in."""
+    names = [name for name in lines[0] if any(line[name] != "–" for line in lines)]
+    rows = [names, ["---"] * len(names), *([line[name] for name in names] for line in lines)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _number(value: float | None, unit: str) -> str:
+    return "–" if value is None else f"{value:.3g}{unit}" if value < 100 else f"{value:.0f}{unit}"
