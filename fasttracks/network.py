@@ -46,7 +46,7 @@ class TracksTo4D(nn.Module):
 
         tracks (B, T, N, 3): image coordinates u, v (pixels through K⁻¹) and 1 where the
         point was observed, else 0, in the heads' dtype (`points.weight.dtype`).
-        Unobserved u, v hold the tracker's guess and must be finite.
+        Unobserved u, v are as `inputs.hold` leaves them, which training has.
         """
         dtype = next(self.blocks.parameters()).dtype
         grad = torch.is_grad_enabled() and (

@@ -143,6 +143,8 @@ def test_released_safetensors_point_to_convert(released, tmp_path):
         ('{"bases": "12"}', "bases"),
         ('{"bases": 0}', "sizes from 1"),
         ('{"predicts_focal": 1}', "predicts_focal"),
+        ('{"assumed_focal": 0.0}', "assumed_focal"),
+        ('{"assumed_focal": NaN}', "assumed_focal"),
         ('{"rounds": 100000}', "sizes"),
         ('{"rounds": 100}', "rounds"),
         ('{"bases": ' + 5000 * "1" + "}", "not JSON"),

@@ -139,7 +139,7 @@ WALK = Variety(
     sticky=(0.0, 0.2),
     outliers=(0.0, 0.02),
     flags=(0.0, 0.002),
-    bare=(0.05, 0.7),
+    bare=(0.05, 0.6),
     mortal=(0.0, 0.15),
     slips=(0.0, 0.15),
 )
