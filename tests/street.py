@@ -94,9 +94,11 @@ def street(
     far, side = 40.0, 5.0
     add(np.array([[-40, -16, far], [40, -16, far], [-40, 4, far]]), (400, 1600), 1.0, False)
     ground = HEIGHT_OF_EYE
-    add(np.array([[-side, ground, 1], [side, ground, 1], [-side, ground, far]]), (1600, 500), .6, False)  # fmt: skip
+    floor = np.array([[-side, ground, 1], [side, ground, 1], [-side, ground, far]])
+    add(floor, (1600, 500), 0.6, False)
     for x in (-side, side):
-        add(np.array([[x, ground - 4, 1], [x, ground - 4, far], [x, ground, 1]]), (300, 2000), 1.0, False)  # fmt: skip
+        wall = np.array([[x, ground - 4, 1], [x, ground - 4, far], [x, ground, 1]])
+        add(wall, (300, 2000), 1.0, False)
     upright = []  # distance, and how to add it: what stands before what is known by distance
     for _ in range(4):
         x, z, wide = random.uniform(-4, 4), random.uniform(6, 25), random.uniform(0.15, 1.0)
@@ -152,7 +154,7 @@ def _person(count, feet, velocity, random):
         angle = swing * np.sin(phase)
         down = np.stack([np.sin(angle), np.cos(angle), 0 * angle], -1)
         across = np.stack([np.cos(angle), -np.sin(angle), 0 * angle], -1)
-        joint = middle + [x + shift, -y, 0]
+        joint = middle + np.array([x + shift, -y, 0])
         start = joint - across * wide / 2
         corner = np.stack([start, start + across * wide, start + down * long], 1)
         yield corner, (int(220 * long), int(220 * wide))
@@ -165,11 +167,10 @@ def _draw(textures, homographies, size) -> tuple[np.ndarray, np.ndarray]:
     image = np.full((2 * height, 2 * width, 3), (225, 228, 230), np.uint8)
     layer = np.zeros((height, width), np.uint8)
     for piece, (source, homography) in enumerate(zip(textures, homographies, strict=True)):
-        # A texture much finer than the image is blurred first, or it would flicker.
         mask = np.full(source.shape[:2], 255, np.uint8)
-        options = {"flags": cv2.INTER_LINEAR, "borderMode": cv2.BORDER_CONSTANT}
-        covered = cv2.warpPerspective(mask, double @ homography, (2 * width, 2 * height), flags=cv2.INTER_NEAREST)  # fmt: skip
-        drawn = cv2.warpPerspective(source, double @ homography, (2 * width, 2 * height), **options)
+        wide = double @ homography, (2 * width, 2 * height)
+        covered = cv2.warpPerspective(mask, *wide, flags=cv2.INTER_NEAREST)
+        drawn = cv2.warpPerspective(source, *wide, flags=cv2.INTER_LINEAR)
         image[covered > 0] = drawn[covered > 0]
         there = cv2.warpPerspective(mask, homography, (width, height), flags=cv2.INTER_NEAREST)
         layer[there > 0] = piece

@@ -136,9 +136,8 @@ class Follower:
         color = self._color(self.frame, points)
         none = np.zeros(len(points), np.float32)
         new = Points(points, 0 * points, color, color, none, none)
-        self.points = Points(
-            *(np.concatenate(pair) for pair in zip(vars(self.points).values(), vars(new).values()))
-        )
+        pairs = zip(vars(self.points).values(), vars(new).values(), strict=True)
+        self.points = Points(*map(np.concatenate, pairs))
 
     def push(self, frame: Frame, flow: Flow | None = None) -> None:
         """Follow all points into the next frame; `flow` leads there, if it is known."""
@@ -231,7 +230,7 @@ class Follower:
     def _search(
         self, frame: Frame, image: np.ndarray, which: np.ndarray, steps: np.ndarray
     ) -> None:
-        """Look for lost points where neighbours lead that moved alike, by the (n, 2) steps before."""
+        """Look for lost points where others lead that moved alike, by their `steps` before."""
         if not len(which):
             return
         points, options = self.points, self.options
@@ -257,7 +256,7 @@ class Follower:
 
     def _inside(self, place: np.ndarray) -> np.ndarray:
         assert self.frame is not None
-        return ((place >= 0) & (place <= self.frame.size - 1)).all(axis=1)
+        return np.all((place >= 0) & (place <= self.frame.size - 1), axis=1)
 
     @staticmethod
     def _color(frame: Frame, place: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from fasttracks.trackers.follower import Flow, Follower, Frame
 from fasttracks.trackers.seeding import Grid, moving, place
 
 FIRST = 0.4  # of the tracks start in the first frame
-BETWEEN = 5  # frames between later starts
+BETWEEN = 10  # frames between later starts
 SPARE = 1.2  # times as many tracks as asked for, as some are seen in one frame
 
 
@@ -86,7 +87,7 @@ class KLT:
         flows: Sequence[Flow],
         start: np.ndarray,
         queries: np.ndarray | None,
-        bar: "tqdm",
+        bar: Any,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Tracks (T, N, 2) and visibility (T, N) of points that start in frames (N,).
 

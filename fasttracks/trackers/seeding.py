@@ -7,11 +7,11 @@ import numpy as np
 from fasttracks.trackers.follower import Flow, Frame
 
 SPOTS = 4  # places in a cell, each way, that a track may start at
-HOP = 6  # frames that motion is compared over
-SUBJECT = 0.45  # of the tracks go where something moves by itself
+HOPS = 6, 18  # frames that motion is compared over
+SUBJECT = 0.5  # of the tracks go where something moves by itself
 PLAIN = 0.15  # of a textured cell's share goes to one without texture
 TEXTURED = 0.002  # least eigenvalue of a corner, of intensities in 0..1
-FIT = 2000  # points that the dominant motion is fitted to
+FIT = 1000  # points that the dominant motion is fitted to
 
 
 class Grid:
@@ -41,32 +41,41 @@ class Grid:
 
 
 def moving(grid: Grid, flows: Sequence[Flow], frame: int) -> np.ndarray:
-    """How surely each cell of a frame moves by itself, (n,) in 0..1.
+    """How surely each cell of a frame moves by itself, (n,) from 0 on.
 
     The motion over some frames is compared with a cubic of the image's coordinates, which most
     of it follows, and with the epipolar geometry of a moving camera: a near wall breaks the
-    first alone, a body that walks along the camera's path hardly the second.
+    first alone. Each is a vote of the tenth of the cells that it fits least.
     """
-    motion, kept = _motion(grid, flows, frame)
-    some = np.flatnonzero(kept)[:: -(-int(kept.sum()) // FIT) or 1]
-    if len(some) < 50:
-        return np.zeros(len(kept))
-    score = np.hypot(_off_smooth(grid, motion, some), _off_epipolar(grid, motion, some))
-    return np.where(kept, (score / 9 - 1 / 3).clip(0, 1), 0)
+    votes = np.zeros(len(grid.centers))
+    for motion, known in _motions(grid, flows, frame):
+        cells = np.flatnonzero(known)
+        if len(cells) < max(50, 0.2 * len(known)):
+            continue
+        some = cells[:: -(-len(cells) // FIT)]
+        for error in (_off_smooth(grid, motion, some), _off_epipolar(grid, motion, some)):
+            low, high = np.quantile(error[cells], (0.9, 0.99))
+            vote = ((error - low) / (high - low + 1e-9)).clip(0, 1)
+            votes += np.where(known & (error > 2), vote, 0)
+    return votes**2
 
 
-def _motion(grid: Grid, flows: Sequence[Flow], frame: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cells' motion (n, 2) over HOP frames, ahead if there are as many, and if it is known (n,)."""
-    if frame + HOP <= len(flows):
-        led = list(flows[frame : frame + HOP])
-    else:
-        led = [flow.reversed() for flow in reversed(flows[max(0, frame - HOP) : frame])]
-    place, kept = grid.centers, np.full(len(grid.centers), len(led) > 0)
-    for flow in led:
+def _motions(grid: Grid, flows: Sequence[Flow], frame: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Cells' motion (n, 2) over each of HOPS, ahead or back, and where it is known (n,)."""
+    led = list(flows[frame : frame + HOPS[-1]])
+    if len(led) < HOPS[-1]:
+        back = [flow.reversed() for flow in reversed(flows[max(0, frame - HOPS[-1]) : frame])]
+        led = max(led, back, key=len)
+    place, known = grid.centers, np.full(len(grid.centers), len(led) > 0)
+    motions = []
+    for hop, flow in enumerate(led, 1):
         ahead = place + flow.at(flow.there, place)
-        kept &= np.linalg.norm(ahead + flow.at(flow.back, ahead) - place, axis=1) < 1
+        known = known & (np.linalg.norm(ahead + flow.at(flow.back, ahead) - place, axis=1) < 1.5)
         place = ahead
-    return place - grid.centers, kept & ((place >= 0) & (place < grid.size)).all(1)
+        if hop in HOPS:
+            inside = ((place >= 0) & (place < grid.size)).all(1)
+            motions.append((place - grid.centers, known & inside))
+    return motions
 
 
 def _off_smooth(grid: Grid, motion: np.ndarray, some: np.ndarray) -> np.ndarray:
@@ -74,7 +83,7 @@ def _off_smooth(grid: Grid, motion: np.ndarray, some: np.ndarray) -> np.ndarray:
     x, y = (2 * grid.centers / grid.size - 1).T
     powers = np.stack([x**i * y**j for i in range(4) for j in range(4 - i)], axis=-1)
     weight = np.ones((len(some), 1))
-    for _ in range(15):
+    for _ in range(8):
         fit = np.linalg.lstsq(weight * powers[some], weight * motion[some], rcond=None)[0]
         error = np.linalg.norm(motion - powers @ fit, axis=1)
         error /= max(1.5 * float(np.median(error[some])), 0.1)
@@ -106,7 +115,7 @@ def place(
     Args:
         grid: of the frame.
         frame: the image.
-        subject: (n,) of `moving`.
+        subject: (n,) of `moving`, to which half of the tracks are drawn.
         there: (m, 2) pixels of the tracks that there are.
         count: of the new ones.
 
@@ -126,8 +135,8 @@ def place(
 
     texture = (best.max(1) / TEXTURED).clip(PLAIN, 1)
     share = texture / texture.sum()
-    if subject.sum() > 2:
-        lively = subject * texture.clip(0.5)
+    lively = subject * texture.clip(0.5)
+    if lively.any():
         share = (1 - SUBJECT) * share + SUBJECT * lively / lively.sum()
     counts = np.bincount(grid.of(there), minlength=len(share)).astype(np.float32)
     counts = cv2.GaussianBlur(counts.reshape(rows, columns), (0, 0), 1).ravel()
