@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from fasttracks.errors import InputError
 
 # Far beyond any network of use, as a file from anywhere may ask for it:
-_LARGEST, _MOST_ROUNDS, _MOST_PARAMETERS = 16384, 64, 2**30
+_LARGEST, MOST_ROUNDS, _MOST_PARAMETERS = 16384, 64, 2**30
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Config:
             raise InputError(f"config: expected sizes from 1 to {_LARGEST}, found {sizes}")
         if not 0.01 <= self.assumed_focal <= 100:
             raise InputError(f"config: expected an assumed_focal from 0.01 to 100, found {sizes}")
-        if self.rounds > _MOST_ROUNDS:
-            raise InputError(f"config: expected at most {_MOST_ROUNDS} rounds, found {self.rounds}")
+        if self.rounds > MOST_ROUNDS:
+            raise InputError(f"config: expected at most {MOST_ROUNDS} rounds, found {self.rounds}")
         block = self.width * (4 * self.heads * self.head_width + 2 * self.mlp_width)
         heads = self.width * (self.features + 3 * self.bases + 10 * self.camera_kernel)
         if 2 * self.rounds * block + heads > _MOST_PARAMETERS:

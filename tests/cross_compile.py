@@ -269,7 +269,8 @@ def compile_for(architecture: int, case: Case) -> dict[str, Any]:
 
     Returns:
         name, architecture; empty: whether nothing is left of it; stack in bytes per thread (spills
-        live there); shared memory in bytes per block; wgmma: whether Hopper's matrix instruction is used;
+        live there); shared memory in bytes per block; wgmma: whether Hopper's matrix instruction
+        is used;
         overlaps: whether it may begin before the launch before it is done;
         specialised: arguments that are numbers and whose value may compile the kernel anew.
     """

@@ -108,7 +108,9 @@ def test_an_operation_whose_kernel_is_empty_is_plain_torch_and_says_so_once(tmp_
     layers = tiny_network(dtype=torch.float32).requires_grad_(False).embedding
     weights = map(ops.affine, (layers.norm_in, layers.linear, layers.norm_out))
     given = (random_tracks(3, 4, dtype=torch.float32), *weights)
-    with pytest.warns(UserWarning, match="compiled the kernel _embed to nothing, for embed") as said:
+    with pytest.warns(
+        UserWarning, match="compiled the kernel _embed to nothing, for embed"
+    ) as said:
         for _ in range(2):
             assert torch.equal(operation(*given), ops.embed(*given))
     assert len(said) == len(calls) == 1

@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import re
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,13 +18,15 @@ from helpers import tiny_network
 import fasttracks
 from fasttracks import Tracks
 from fasttracks.backends import TORCH
+from fasttracks.cli.main import main
 from fasttracks.errors import InputError
 from fasttracks.evaluation.metrics import FOCAL_LENGTH, Truth
 from fasttracks.inputs import hold
 from fasttracks.learning import forward, unsupervised
 from fasttracks.scenes.library import load as load_library
 from fasttracks.scenes.variety import ASSUMED_FOCAL, CASUAL, WALK, Variety
-from fasttracks.training.loop import Run, Schedule, cut, start, train
+from fasttracks.training import loop
+from fasttracks.training.loop import Run, Schedule, cut, fitting, start, train
 from fasttracks.training.muon import Muon
 from fasttracks.training.sources import recordings, scenes
 from fasttracks.training.supervision import supervised
@@ -77,6 +82,162 @@ def test_a_stopped_run_goes_on_with_the_same_curve(source, tmp_path):
     averaged = Run.load(tmp_path / "parts/run.pt", CPU).averaged().state_dict()
     for name, value in weights.state_dict().items():
         assert torch.allclose(value, averaged[name], atol=1e-3, rtol=1e-3), name
+
+
+@pytest.fixture(scope="module")
+def checkpoint(source, tmp_path_factory):
+    """A run of two steps."""
+    folder = tmp_path_factory.mktemp("run")
+    train(tiny_run(replace(SHORT, steps=2)), source, folder, validation={})
+    return folder / "run.pt"
+
+
+def flipped(content, at):
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+
+def edited(path, **changes):
+    state = torch.load(path, weights_only=True)
+    for name, change in changes.items():
+        state[name] = change(state[name])
+    torch.save(state, path)
+
+
+def renamed_first(state):
+    return {"x" if i == 0 else n: t for i, (n, t) in enumerate(state.items())}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path, content: path.write_bytes(b""),
+        lambda path, content: path.write_bytes(b"no checkpoint"),
+        lambda path, content: path.write_bytes(content[: len(content) // 2]),
+        *(
+            lambda path, content, part=part: path.write_bytes(
+                flipped(content, int(part * len(content)))
+            )
+            for part in (0.3, 0.5, 0.7)
+        ),
+        lambda path, content: torch.save([1, 2], path),
+        lambda path, content: torch.save({"config": {}}, path),
+        lambda path, content: edited(path, step=lambda _: "two"),
+        lambda path, content: edited(path, step=lambda _: 10**9),
+        lambda path, content: edited(path, config=lambda c: c | {"width": 16384, "rounds": 64}),
+        lambda path, content: edited(path, config=lambda c: c | {"width": 2 * c["width"]}),
+        lambda path, content: edited(path, schedule=lambda s: s | {"unknown": 1}),
+        lambda path, content: edited(path, schedule=lambda s: s | {"steps": "many"}),
+        lambda path, content: edited(path, schedule=lambda s: s | {"shapes": ((1, 2),)}),
+        lambda path, content: edited(path, network=renamed_first),
+        lambda path, content: edited(path, average=lambda a: {n: t[:1] for n, t in a.items()}),
+        lambda path, content: edited(
+            path, average=lambda a: {n: t.flatten()[:1].expand(10**9) for n, t in a.items()}
+        ),
+        lambda path, content: edited(
+            path, network=lambda a: {n: t * math.nan for n, t in a.items()}
+        ),
+        lambda path, content: edited(path, optimizers=lambda o: o[:1]),
+    ],
+)
+def test_a_damaged_run_is_an_error_of_one_line(checkpoint, damage, tmp_path):
+    path = tmp_path / "run.pt"
+    path.write_bytes(checkpoint.read_bytes())
+    damage(path, checkpoint.read_bytes())
+    with pytest.raises(InputError, match="a damaged checkpoint") as error:
+        Run.load(path, CPU)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 600
+
+
+def test_weights_are_never_behind_the_run(source, tmp_path, monkeypatch):
+    """Killed between the two files: what is gone on from has its weights, or writes them."""
+    monkeypatch.setattr(Run, "save", lambda *_: (_ for _ in ()).throw(SystemExit(9)))
+    with pytest.raises(SystemExit):
+        train(tiny_run(replace(SHORT, steps=2)), source, tmp_path, validation={})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["weights.safetensors"]
+
+
+def test_a_full_disk_ends_no_run_before_its_end(source, tmp_path, monkeypatch):
+    full, save_run = [True], Run.save
+
+    def saving(run, path):
+        if full[0]:
+            raise OSError(28, "No space left on device", str(path))
+        save_run(run, path)
+
+    monkeypatch.setattr(Run, "save", saving)
+    options = {"validation": {}, "report_every": 1, "validate_every": 1}
+    with (
+        pytest.warns(UserWarning, match="not saved, training goes on: .*No space left"),
+        pytest.raises(OSError, match="No space left"),
+    ):
+        train(tiny_run(replace(SHORT, steps=3)), source, tmp_path, **options)
+    run = tiny_run(replace(SHORT, steps=3))
+
+    def room_at_the_end(shape, step):
+        full[0] = step < 2
+        return source(shape, step)
+
+    with pytest.warns(UserWarning, match="not saved, training goes on"):
+        train(run, room_at_the_end, tmp_path, **options)
+    assert Run.load(tmp_path / "run.pt", CPU).step == 3
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+)
+def test_an_interrupted_run_saves_first(source, tmp_path, number, error):
+    def interrupted(shape, step):
+        if step == 3:
+            os.kill(os.getpid(), number)
+        return source(shape, step)
+
+    said = []
+    with pytest.raises(error):
+        train(tiny_run(), interrupted, tmp_path, validation={}, say=said.append)
+    assert "stopping after this step" in said[-1]
+    assert re.match(r"a step takes .* s, the 5 left .* h; Ctrl-C or --minutes stop sooner", said[0])
+    resumed = Run.load(tmp_path / "run.pt", CPU)
+    assert resumed.step == 4
+    fasttracks.load(tmp_path / "weights.safetensors", device="cpu")
+    train(resumed, source, tmp_path, validation={})
+    assert [line["step"] for line in log_of(tmp_path)] == [4, 8]
+
+
+def test_clips_of_a_step_fit_a_cpu(monkeypatch):
+    shapes = Schedule().shapes
+    assert fitting(shapes, 10**9) == shapes
+    for limit in (500, 8192, 40_000):
+        for (b, t, n), (clips, frames, tracks) in zip(shapes, fitting(shapes, limit), strict=True):
+            assert clips * frames * tracks <= max(limit, 8 * frames)
+            assert 1 <= clips <= b and frames == t and 8 <= tracks <= n
+    seen = []
+    run = tiny_run(replace(SHORT, steps=2, shapes=((64, 6, 12),)))
+    monkeypatch.setattr(loop, "cpu_tokens", lambda: 6 * 12 * 3)
+    next(
+        loop._batches(
+            run, lambda shape, step: seen.append(shape) or (torch.zeros(3, 6, 12, 3), None), 0, 1
+        )
+    )
+    assert seen == [(3, 6, 12)]
+
+
+@pytest.mark.parametrize("holds", ["nothing", "damage", "no folder"])
+def test_data_that_is_not_there_is_an_error(tmp_path, holds, capsys):
+    data = tmp_path / "data"
+    if holds != "no folder":
+        data.mkdir()
+    if holds == "damage":
+        (data / "camera_paths.npz").write_bytes(b"PK\x03\x04 damage")
+    assert main(["train", "-o", str(tmp_path / "run"), "--data", str(data), "--device", "cpu"]) == 2
+    said = capsys.readouterr().err
+    assert "error: --data: " in said and said.count("\n") == 1
+
+
+def test_an_output_that_can_not_be_written_is_found_at_once(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("fasttracks.cli.train.start", None)
+    (tmp_path / "file").write_text("")
+    assert main(["train", "-o", str(tmp_path / "file/run"), "--device", "cpu"]) == 2
+    assert "file" in capsys.readouterr().err
 
 
 def test_steps_see_clips_of_every_length(source):

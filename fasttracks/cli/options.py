@@ -136,7 +136,9 @@ def _add_training(command: _Command) -> None:
     )
     sub.add_argument("--steps", type=int, default=20_000)
     sub.add_argument("--minutes", type=float, help="stop after this long, to go on later")
-    sub.add_argument("--validation-clips", type=int, default=64, help="of each of three kinds")
+    sub.add_argument(
+        "--validation-clips", type=int, help="of each of three kinds; 64, or 4 on a CPU"
+    )
     sub.add_argument("--learning-rate", type=float, default=4e-4)
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")

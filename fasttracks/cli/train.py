@@ -11,13 +11,13 @@ import torch
 import torch.distributed as dist
 
 from fasttracks.cli.console import say
-from fasttracks.config import Config
+from fasttracks.config import MOST_ROUNDS, Config
 from fasttracks.errors import InputError
 from fasttracks.scenes.held_out import validation
 from fasttracks.scenes.library import load as load_library
 from fasttracks.scenes.variety import ASSUMED_FOCAL, TURNS
 from fasttracks.tracks import Tracks
-from fasttracks.training.loop import Run, Schedule, start
+from fasttracks.training.loop import Run, Schedule, cpu_tokens, start
 from fasttracks.training.loop import train as train_network
 from fasttracks.training.sources import Source, recordings, scenes
 from fasttracks.weights import resolve_device
@@ -33,7 +33,12 @@ def train(options: argparse.Namespace) -> None:
         if value is not None and not 0 < value < math.inf:
             option = name.replace("_", "-")
             raise InputError(f"--{option}: expected a number above 0, found {value:g}")
+    if options.rounds and options.rounds > MOST_ROUNDS:
+        raise InputError(f"--rounds: expected at most {MOST_ROUNDS}, found {options.rounds}")
     device, folder = resolve_device(options.device), Path(options.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "log.jsonl", "a"):  # an OSError now rather than after the first hours
+        pass
     if "LOCAL_RANK" in os.environ:
         if device.type == "cuda":
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
@@ -59,14 +64,19 @@ def train(options: argparse.Namespace) -> None:
     source = _source(options, device, assumed)
     if first:
         say(f"{'going on' if going else 'starting'} at step {current.step} on {device}")
+        if device.type == "cpu":
+            say(f"steps of up to {cpu_tokens()} tokens, for this CPU and its memory")
     held_out = load_library(options.data, "validation", device)
+    clips = options.validation_clips or (64 if device.type == "cuda" else 4)
     train_network(
         current,
         source,
         folder,
-        validation=validation(held_out, options.validation_clips, assumed) if first else {},
+        validation=validation(held_out, clips, assumed) if first else {},
         minutes=math.inf if options.minutes is None else options.minutes,
+        report_every=200 if device.type == "cuda" else 10,
         progress=sys.stderr.isatty(),
+        say=say if first else lambda text: None,
     )
     if first:
         say(f"wrote {folder / 'run.pt'}, {folder / 'weights.safetensors'}, {folder / 'log.jsonl'}")

@@ -1,5 +1,6 @@
 """What scenes are made of: skeletons, recorded motion of people, recorded camera paths."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
+from fasttracks.errors import InputError
 from fasttracks.scenes import skins
 from fasttracks.scenes.sampling import frame_along, multiply, orthonormal, rotate_back
 from fasttracks.scenes.skeletons import BONES, Skeletons, build
@@ -106,16 +108,16 @@ def load(data: str | Path | None, split: str, device: str | torch.device) -> Lib
             without a folder, scenes are procedural in that part.
         split: "train" or "validation".
         device: where scenes will be made.
+
+    Raises:
+        InputError: a folder with neither, or a damaged file.
     """
     held_out = SPLITS.index(split) == 1
-    people = paths = None
-    names: tuple[str, ...] = ()
-    if data is not None and (file := Path(data, "mocap_cmu.npz")).exists():
-        people, used = _load_people(file, held_out)
-        names += used
-    if data is not None and (file := Path(data, "camera_paths.npz")).exists():
-        paths, used = _load_paths(file, held_out)
-        names += used
+    people, known = _recorded(data, "mocap_cmu.npz", _load_people, held_out)
+    paths, more = _recorded(data, "camera_paths.npz", _load_paths, held_out)
+    names = known + more
+    if data is not None and people is None and paths is None:
+        raise InputError(f"--data: {data} holds neither mocap_cmu.npz nor camera_paths.npz")
     skeletons = build(_SKELETONS, seed=SPLITS.index(split))
     return Library(
         split,
@@ -125,6 +127,19 @@ def load(data: str | Path | None, split: str, device: str | torch.device) -> Lib
         skins.reliefs(BONES).to(device),
         names,
     )
+
+
+def _recorded(
+    data: str | Path | None, name: str, read: Callable[..., Any], held_out: bool
+) -> tuple[Any, tuple[str, ...]]:
+    """What a file of a folder holds, with the names of its recordings, if it is there."""
+    if data is None or not (file := Path(data, name)).exists():
+        return None, ()
+    try:
+        return read(file, held_out)
+    except Exception as error:  # a damaged file makes numpy, zipfile and torch raise whatever
+        why = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise InputError(f"--data: {file} is damaged or another version's ({why})") from None
 
 
 def _to(record: Any, device: str | torch.device) -> Any:

@@ -1,11 +1,17 @@
 """The training loop: from any weights, resumable, supervised by scenes or by the paper's loss."""
 
+import io
 import itertools
 import json
 import math
 import os
+import signal
+import threading
 import time
-from collections.abc import Iterator, Mapping
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fasttracks.backends import TORCH, Backend
 from fasttracks.config import Config
+from fasttracks.errors import InputError
 from fasttracks.evaluation.metrics import Estimate, Truth, flat_guess, metrics
 from fasttracks.files import replacing
 from fasttracks.geometry import Prediction
@@ -65,11 +72,27 @@ class Schedule:
     shortest: float = 0.6
     seed: int = 0
 
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> "Schedule":
+        """From the fields as a checkpoint has them; TypeError where one is unknown or mistyped."""
+        schedule = cls(**values)
+        for name, value in asdict(cls()).items():
+            found = getattr(schedule, name)
+            if type(found) is not type(value) and not (isinstance(value, float) and found == 0):
+                raise TypeError(f"{name} of its schedule is {found!r}")
+        if not all(
+            len(s) == 3 and all(type(n) is int and n > 0 for n in s) for s in schedule.shapes
+        ):
+            raise TypeError(f"shapes of its schedule are {schedule.shapes}")
+        return schedule
+
 
 # Shares of the learning rate. What the heads say has to be exact to a pixel: at the whole rate a
 # step of noise shakes the image by 100 px in the camera's, which sums 7936 inputs, by 14 in the
 # points' and by 2 in the norm before both, all else by 0.2. That would hide what is left to learn.
 _CAMERA_RATE, _POINTS_RATE = 0.01, 0.1
+_BYTES_PER_TOKEN = 160_000  # of memory that a training step takes on a CPU
+_SAVE_EVERY = 600  # seconds
 
 
 class Run:
@@ -146,20 +169,47 @@ class Run:
             "average": self.average,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
+        content = io.BytesIO()  # torch's own writing to a full disk is no OSError
+        torch.save(state, content)
         with replacing(path) as temporary:
-            torch.save(state, temporary)
+            temporary.write_bytes(content.getbuffer())
 
     @classmethod
     def load(cls, path: Path, device: torch.device) -> "Run":
-        """Go on from a checkpoint, with the schedule it was started with."""
-        state = torch.load(path, map_location=device, weights_only=True)
-        network = TracksTo4D(Config(**state["config"])).to(device)
-        network.load_state_dict(state["network"])
-        run = cls(network, Schedule(**state["schedule"]))
-        for optimizer, kept in zip(run.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(kept)
-        run.average, run.step = state["average"], state["step"]
-        return run
+        """Go on from a checkpoint, with the schedule it was started with.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        try:
+            state = _read_checkpoint(path)
+            config = Config.from_json(json.dumps(state["config"]))
+            with torch.device("meta"):  # no memory before the file is seen to hold as much
+                shapes = {n: p.shape for n, p in TracksTo4D(config).named_parameters()}
+            for part in ("network", "average"):
+                if {n: t.shape for n, t in state[part].items()} != shapes:
+                    raise ValueError(f"its {part} has other sizes than its config")
+            network = TracksTo4D(config)
+            network.load_state_dict(state["network"])
+            run = cls(network.to(device), Schedule.read(state["schedule"]))
+            for optimizer, kept in zip(run.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(kept)
+                for parameter, values in optimizer.state.items():
+                    if any(v.ndim and v.shape != parameter.shape for v in values.values()):
+                        raise ValueError("its optimizers have other sizes than its network")
+            run.average = {n: t.to(device) for n, t in state["average"].items()}
+            run.step = state["step"]
+            if not 0 <= run.step <= run.schedule.steps:
+                raise ValueError(f"its step is {run.step} of {run.schedule.steps}")
+            return run
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # zipfile, pickle and torch raise whatever there is
+            why = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            raise InputError(
+                f"{path}: a damaged checkpoint ({why}); move it away to start anew, with --weights "
+                f"{path.with_name('weights.safetensors')} from what was learned"
+            ) from None
 
     def averaged(self) -> TracksTo4D:
         """A copy of the network with the averaged weights, for judging and shipping."""
@@ -205,6 +255,47 @@ def start(
     return Run(network.to(device), schedule)
 
 
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    """What `Run.save` wrote, on the CPU; any error where that is not so."""
+    with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums
+        if spoilt := archive.testzip():
+            raise ValueError(f"wrong checksum of {spoilt}")
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    todo = [state]
+    while todo:  # strides could make gigabytes of one number
+        value = todo.pop()
+        if isinstance(value, dict):
+            todo += value.values()
+        elif isinstance(value, list | tuple):
+            todo += value
+        elif isinstance(value, Tensor) and not (
+            value.layout is torch.strided and value.is_contiguous() and value.isfinite().all()
+        ):
+            raise ValueError("a tensor is not of plain finite numbers")
+    return state
+
+
+def fitting(
+    shapes: tuple[tuple[int, int, int], ...], tokens: int
+) -> tuple[tuple[int, int, int], ...]:
+    """Shapes (clips, frames, tracks) made smaller, all to one measure, to so many tokens at most.
+
+    Fewer clips where that will do, else fewer tracks.
+    """
+    most = max(b * t * n for b, t, n in shapes)
+    found = []
+    for clips, frames, tracks in shapes:
+        share = min(1.0, tokens / most) * clips
+        found.append((max(1, int(share)), frames, max(8, int(tracks * min(1.0, share)))))
+    return tuple(found)
+
+
+def cpu_tokens() -> int:
+    """Tokens of a training step for this machine's CPU and memory: some ten seconds of work."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, min(4096 * torch.get_num_threads(), memory // 4 // _BYTES_PER_TOKEN))
+
+
 class _Forward(nn.Module):
     """`forward` as a module, which DistributedDataParallel asks for."""
 
@@ -226,15 +317,23 @@ def train(
     report_every: int = 200,
     validate_every: int = 2000,
     progress: bool = False,
+    say: Callable[[str], None] = lambda text: None,
 ) -> None:
     """Train until the schedule or the time is over.
 
-    Writes into `folder`, at every validation and at the end: run.pt to go on from,
-    weights.safetensors (averaged, float16) for use, and log.jsonl, one line a report. Clips
-    with truth are supervised; for those without, the loss is the paper's.
+    Writes into `folder`: run.pt to go on from and weights.safetensors (averaged, float16) for use,
+    at every validation, every ten minutes and at the end; and log.jsonl, one line a report. Clips
+    with truth are supervised; for those without, the loss is the paper's. On a CPU the clips of
+    a step are fewer, for what the machine can do. `say` gets lines on how long it will take.
+
+    Ctrl-C or SIGTERM end the run after the step at hand, with all saved; a second one at once.
+    Where a file can't be written that is a warning, and an OSError only at the end.
 
     Where torch.distributed is initialised each process trains on clips of its own, and the
     first one validates and writes.
+
+    Raises:
+        KeyboardInterrupt, SystemExit: after Ctrl-C or SIGTERM.
     """
     from tqdm import tqdm
 
@@ -252,8 +351,11 @@ def train(
         model = DistributedDataParallel(model, find_unused_parameters=s.pose_warm_up > 0)
     batches = _batches(run, source, rank, world)
     log = _Log(run, folder, validation, world) if rank == 0 else None
-    began = time.monotonic()
-    with tqdm(total=s.steps, initial=run.step, unit="step", disable=not (progress and log)) as bar:
+    began, first = time.monotonic(), run.step
+    with (
+        tqdm(total=s.steps, initial=run.step, unit="step", disable=not (progress and log)) as bar,
+        _interrupts(say) as interrupts,
+    ):
         while run.step < s.steps:
             inputs, truth = next(batches)
             terms = _loss(run, model(inputs), inputs, truth)
@@ -261,19 +363,61 @@ def train(
             if log:
                 log.add(terms, inputs[..., 0].numel())
             bar.update()
+            if log and run.step == first + _TIMED_STEPS:
+                say(_forecast(time.monotonic() - began, s.steps - run.step))
 
             due = run.step % report_every == 0
-            over = time.monotonic() - began > 60 * minutes
+            over = time.monotonic() - began > 60 * minutes or bool(interrupts)
             if world > 1:  # all stop where the first does
                 over = due and _said_by_first(over, device)
             last = over or run.step == s.steps
-            if not (last or due):
-                continue
-            if log:
-                line = log.report(validate=last or run.step % validate_every == 0)
+            if log and (last or due):
+                validate = run.step == s.steps or run.step % validate_every == 0
+                line = log.report(validate or (over and not interrupts), last)
                 bar.set_postfix(loss=line["total"])
+            elif log and time.monotonic() - log.saved > _SAVE_EVERY:
+                log.save()
             if last:
                 break
+    if interrupts:
+        raise (
+            KeyboardInterrupt if interrupts[0] == signal.SIGINT else SystemExit(128 + interrupts[0])
+        )
+
+
+_TIMED_STEPS = 3  # after which it is said how long the rest will take
+
+
+def _forecast(seconds: float, left: int) -> str:
+    step = seconds / _TIMED_STEPS
+    hours = step * left / 3600
+    return (
+        f"a step takes {step:.2g} s, the {left} left {hours:.2g} h; Ctrl-C or --minutes stop "
+        "sooner, and the same command goes on"
+    )
+
+
+@contextmanager
+def _interrupts(say: Callable[[str], None]) -> Iterator[list[int]]:
+    """A list that gets the signal that asks to end; the second has the effect it had before."""
+    found: list[int] = []
+    before: dict[int, Any] = {}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def handle(number: int, _: Any) -> None:
+        found.append(number)
+        restore()
+        say("stopping after this step, with all saved; once more to stop at once")
+
+    if threading.current_thread() is threading.main_thread():
+        before = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield found
+    finally:
+        restore()
 
 
 def _said_by_first(value: bool, device: torch.device) -> bool:
@@ -286,6 +430,8 @@ def _batches(run: Run, source: Source, rank: int, world: int) -> Iterator[Batch]
     """Clips of one step after the other, made while the step before trains where there is CUDA."""
     shapes = run.schedule.shapes
     device = next(run.network.parameters()).device
+    if device.type == "cpu":
+        shapes = fitting(shapes, cpu_tokens())
     side = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def make(step: int) -> Batch:
@@ -329,6 +475,7 @@ class _Log:
         folder.mkdir(parents=True, exist_ok=True)
         self.run, self.folder, self.validation, self.world = run, folder, validation, world
         self.began, self.tokens = time.monotonic(), 0
+        self.saved = self.began  # when the files were last written
         self.sums: dict[str, Any] = {}
         self.steps = 0
 
@@ -338,8 +485,11 @@ class _Log:
         self.steps += 1
         self.tokens += tokens * self.world
 
-    def report(self, validate: bool) -> dict[str, Any]:
-        """A line for the log, returned too; with `validate` judge the average and save all."""
+    def report(self, validate: bool, last: bool) -> dict[str, Any]:
+        """A line for the log, returned too; with `validate` judge the average and save all.
+
+        The last report saves as well, and whatever can't be written is an error then.
+        """
         run, elapsed = self.run, time.monotonic() - self.began
         line: dict[str, Any] = {
             "step": run.step,
@@ -352,14 +502,32 @@ class _Log:
         if validate:
             network = run.averaged()
             line["validation"] = {n: judge(network, b) for n, b in self.validation.items()}
-            run.save(self.folder / "run.pt")
-            record = {"schedule": asdict(run.schedule), "step": run.step, **line["validation"]}
-            metadata = {"licence": "Apache-2.0", "training": json.dumps(record)}
-            path = self.folder / "weights.safetensors"
-            save(network, path, dtype=torch.float16, metadata=metadata)
-        with open(self.folder / "log.jsonl", "a") as file:
+        if validate or last:
+            self.save(line.get("validation"), last)
+        with self._writing(last), open(self.folder / "log.jsonl", "a") as file:
             print(json.dumps(line), file=file)
         return line
+
+    def save(self, judged: Mapping[str, Any] | None = None, last: bool = False) -> None:
+        """Write weights.safetensors and then run.pt, so that no run.pt is ahead of the weights."""
+        run = self.run
+        record = {"schedule": asdict(run.schedule), "step": run.step, **(judged or {})}
+        metadata = {"licence": "Apache-2.0", "training": json.dumps(record)}
+        with self._writing(last):
+            path = self.folder / "weights.safetensors"
+            save(run.averaged(), path, dtype=torch.float16, metadata=metadata)
+            run.save(self.folder / "run.pt")
+        self.saved = time.monotonic()
+
+    @contextmanager
+    def _writing(self, last: bool) -> Iterator[None]:
+        """Warn where a file can't be written and there will be another time."""
+        try:
+            yield
+        except OSError as error:
+            if last:
+                raise
+            warnings.warn(f"not saved, training goes on: {error}", stacklevel=2)
 
 
 def _loss(
