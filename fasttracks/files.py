@@ -79,9 +79,7 @@ def filling(folder: str | os.PathLike[str], own: str) -> Iterator[Path]:
     target = output_target(folder)
     if target.exists() and not target.is_dir():
         raise InputError(f"output: {folder} is a file; expected a folder's name")
-    with _scratch(target if target.is_dir() else target.parent) as scratch:
-        new = scratch / "files"
-        new.mkdir()
+    with _scratch(target if target.is_dir() else target.parent) as new:
         yield new
         names = sorted(os.listdir(new))
         if not target.exists():
@@ -97,7 +95,7 @@ def filling(folder: str | os.PathLike[str], own: str) -> Iterator[Path]:
 
 @contextmanager
 def _scratch(folder: Path) -> Iterator[Path]:
-    """A new folder in `folder`, removed at the end, as are those that a killed process left."""
+    """A new folder below `folder`, removed at the end, as are those that a killed process left."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -112,7 +110,9 @@ def _scratch(folder: Path) -> Iterator[Path]:
                 scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=folder))
                 held.callback(shutil.rmtree, scratch, ignore_errors=True)
                 held.enter_context(_locked(scratch, wait=True))
-            yield scratch
+            new = scratch / "new"  # unlike `scratch` not held, as others may come to be in it
+            new.mkdir()
+            yield new
     except BaseException:
         with suppress(OSError):
             for path in missing:

@@ -76,6 +76,15 @@ def test_a_file_keeps_its_mode_and_its_link(tmp_path):
     assert np.load(file)["x"].sum() == 3
 
 
+def test_one_in_another(tmp_path):
+    with replacing(tmp_path / "a.npz") as first, replacing(tmp_path / "b.npz") as second:
+        for path in (first, second):
+            write_npz(path, {"x": np.ones(1)})
+    with filling(tmp_path / "folder", OWN) as new:
+        write_npz(new / "1.txt", {"x": np.ones(1)})
+    assert tree(tmp_path) == ["a.npz", "b.npz", "folder", "folder/1.txt"]
+
+
 def test_filling_a_folder_that_exists(tmp_path):
     for name in ("1.txt", "2.txt", "mine.txt"):
         (tmp_path / name).write_text("old")

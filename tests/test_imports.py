@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     {"errors", "geometry", "graphs"},
     {"config", "files", "inputs", "checks"},
-    {"ops", "tracks", "kernels", "released"},
+    {"ops", "tracks", "kernels", "released", "checkpoint"},
     {"backends", "reference"},
     {"operators"},
     {"network"},

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fasttracks.errors import InputError, printable
+from fasttracks.files import as_path, output_target
 
 
 def say(text: str) -> None:
@@ -43,7 +44,7 @@ def stage(name: str) -> Iterator[None]:
 
 def output_path(options: argparse.Namespace, ending: str, *, pictures: bool = False) -> Path:
     """Where to write, a folder if `ending` has no suffix; InputError if that can't be."""
-    path = Path(options.output or Path(options.input).stem + ending)
+    path = as_path(options.output or Path(options.input).stem + ending, "-o")
     suffix = Path(f"name{ending}").suffix
     if suffix and path.is_dir():
         raise InputError(f"-o: {path} is a directory; expected a file name")
@@ -67,7 +68,7 @@ def check_writable(path: Path) -> None:
     """Raise InputError where a file can't be written."""
     if path.is_dir():
         raise InputError(f"-o: {path} is a directory and can't be replaced by a file")
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    folder = next(parent for parent in output_target(path).parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise InputError(f"-o: {path} can't be written, as {folder} is no folder to write to")
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fasttracks.errors import printable
 from fasttracks.files import replacing
 from fasttracks.reconstruction_data import ReconstructionData
 
@@ -42,6 +43,7 @@ def page(
         frames: (T, H, W, 3) uint8 RGB, the video's frames that it was made from; None leaves
             the video out.
     """
+    name = printable(name)  # a file's name may hold what is no text
     clip = json.dumps(_pack(rec.numpy(), name, frames)).replace("<", "\\u003c")
     before, between, after = _template()
     return f"{before}{html.escape(name)}{between}{clip}{after}"
