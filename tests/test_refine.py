@@ -312,7 +312,7 @@ def test_without_parallax_depths_stay_about_those_given():
 
 
 def _tripod(noise):
-    """A camera that turns and hardly leaves its place, tracks that drift, a start near the truth."""
+    """Errors before and after where a camera turns and hardly moves, and tracks drift."""
     truth, g = world(30, 80, path=0.004)
     drift = noise * torch.randn(1, 30, 80, 2, generator=g, **DOUBLE).cumsum(1) / 5
     jitter = noise * torch.randn(1, 30, 80, 2, generator=g, **DOUBLE)
@@ -333,7 +333,7 @@ def test_without_parallax_depths_are_held():
 def test_exact_tracks_tell_depth_by_little_parallax():
     before, after, outcome = _tripod(1e-6)
     assert "no parallax" not in outcome
-    assert after["absrel"] < 0.5 * before["absrel"]
+    assert after["absrel"] < 0.6 * before["absrel"]
 
 
 @pytest.mark.parametrize("guess", [20.0, 40.0])
