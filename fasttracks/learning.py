@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fasttracks.backends import TORCH, Backend
-from fasttracks.geometry import Prediction, compose, project, to_camera
+from fasttracks.geometry import MIN_DEPTH, Prediction, compose, project, to_camera
 from fasttracks.network import TracksTo4D
 from fasttracks.ops import TIME, TRACK
 
@@ -65,6 +65,14 @@ def unsupervised(prediction: Prediction, tracks: Tensor) -> Losses:
     sparsity = (p.basis[:, 1:].abs() / p.motion.detach()[:, None, :, None]).mean((1, 2, 3))
     total = static + 50 * reprojection + negative_depth + 0.001 * sparsity
     return Losses(total, static, reprojection, negative_depth, sparsity)
+
+
+def depth_change(prediction: Prediction, tracks: Tensor, depth: Tensor) -> Tensor:
+    """Mean |log z - log z₀| (B,) between a prediction's depths and others (B, T, N), if observed."""
+    observed = tracks[..., 2]
+    z = prediction.points_camera[..., 2].clamp(min=MIN_DEPTH)
+    change = (z.log() - depth.clamp(min=MIN_DEPTH).log()).abs()
+    return (change * observed).sum((1, 2)) / observed.sum((1, 2)).clamp(min=1)
 
 
 def forward(network: TracksTo4D, tracks: Tensor, run: Backend = TORCH) -> Prediction:

@@ -15,6 +15,7 @@ from fasttracks.engine import Engine
 from fasttracks.errors import InputError
 from fasttracks.geometry import Prediction
 from fasttracks.network import TracksTo4D
+from fasttracks.plausible import check
 from fasttracks.reconstruction import Reconstruction
 from fasttracks.tracks import Tracks, as_numbers
 from fasttracks.weights import find, load
@@ -115,6 +116,8 @@ def reconstruct(
     given = tracks if isinstance(tracks, Tracks) else as_numbers(tracks, "tracks")
     batch = not isinstance(given, Tracks) and given.ndim == 4
     clips = _clips(given, visibility, intrinsics, image_size)
+    for clip in clips:
+        check(clip)
     run = model
     if not isinstance(run, TracksTo4D | Engine):
         run = _load_once(run, device, precision)

@@ -94,7 +94,7 @@ class ReconstructionData(Generic[ArrayT]):
 
     @property
     def moving(self) -> ArrayT:
-        """(N,) bool: γ is in the upper of the two classes that the clip's fall into, or, where these
+        """(N,) bool: γ is in the upper of the two classes that the clip's fall into; or, where they
         don't part clearly, stands out by four robust standard deviations of log γ.
 
         Tracks seen in one frame tell of no motion and are not among them.

@@ -56,7 +56,8 @@ def rec() -> Reconstruction:
 
 
 def test_moving_stands_out(rec):
-    assert rec.moving.tolist() == [True] * 4 + [False] * (N - 4)
+    # The first was never seen, and so wasn't seen to move.
+    assert rec.moving.tolist() == [False] + [True] * 3 + [False] * (N - 4)
 
 
 @pytest.mark.parametrize("colors", [True, False])

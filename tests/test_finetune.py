@@ -1,11 +1,13 @@
 """Fine-tuning of a network to a clip."""
 
+import math
+
 import pytest
 import torch
 from helpers import random_tracks, tiny_network
 
 import fasttracks
-from fasttracks.learning import unsupervised
+from fasttracks.learning import depth_change, unsupervised
 from fasttracks.performance.sample import sample_inputs
 from fasttracks.refine.finetune import finetune
 
@@ -18,10 +20,12 @@ def test_fine_tuning_lowers_the_loss_and_leaves_the_network_alone():
     assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
     assert all(p.grad is None for p in network.parameters())
     with torch.no_grad():
-        before = unsupervised(network(tracks), tracks).total
+        given = network(tracks)
+        before = unsupervised(given, tracks).total
     assert torch.allclose(report.loss_before, before, rtol=1e-4)
-    assert torch.allclose(unsupervised(tuned, tracks).total, report.loss_after)
-    assert (report.loss_after < 0.95 * before).all()
+    change = depth_change(tuned, tracks, given.points_camera[..., 2])
+    assert torch.allclose(unsupervised(tuned, tracks).total + 2 * change, report.loss_after)
+    assert (report.loss_after < 0.96 * before).all()
     assert report.steps == [60, 60]
     again, _ = finetune(network, tracks, **options)
     assert torch.equal(again.points, tuned.points)
@@ -39,6 +43,28 @@ def test_fine_tuning_keeps_the_best_and_stops_early():
     if "kept" in report.outcome[0]:
         assert torch.equal(wild.points, given.points)
     assert wild.points.isfinite().all()
+
+
+def test_depths_stay_near_the_networks_own(monkeypatch):
+    network, tracks = tiny_network(dtype=torch.float32), random_tracks(9, 40).float()
+    with torch.no_grad():
+        depth = network(tracks).points_camera[..., 2]
+    options = {"steps": 60, "learning_rate": 1e-3, "at_once": 24}
+    held, _ = finetune(network, tracks, **options)
+    monkeypatch.setattr("fasttracks.refine.finetune._DEPTH_WEIGHT", 0.0)
+    free, _ = finetune(network, tracks, **options)
+    changes = [depth_change(p, tracks, depth).item() for p in (held, free)]
+    assert 0 < changes[0] < 0.5 * changes[1]
+
+
+def test_depth_change_counts_what_is_observed():
+    network, tracks = tiny_network(), random_tracks(5, 8)
+    with torch.no_grad():
+        given = network(tracks)
+    depth = given.points_camera[..., 2].clamp(min=0.01)
+    assert depth_change(given, tracks, depth).item() == 0
+    doubled = torch.where(tracks[..., 2] > 0, 2 * depth, 100 * depth)
+    assert depth_change(given, tracks, doubled).item() == pytest.approx(math.log(2))
 
 
 @pytest.mark.gpu

@@ -311,6 +311,82 @@ def test_without_parallax_depths_stay_about_those_given():
     assert after < 1.1 * before
 
 
+def _tripod(noise):
+    """Errors before and after where a camera turns and hardly moves, and tracks drift."""
+    truth, g = world(30, 80, path=0.004)
+    drift = noise * torch.randn(1, 30, 80, 2, generator=g, **DOUBLE).cumsum(1) / 5
+    jitter = noise * torch.randn(1, 30, 80, 2, generator=g, **DOUBLE)
+    start = disturbed(truth, g, turn=0.002, shift=0.004, depth=0.05)
+    result, report = bundle(
+        prediction(start), tracks_of(image(truth)[1] + drift + jitter), torch.ones(1) > 0
+    )
+    return errors(prediction(start), truth), errors(result, truth), report.outcome[0]
+
+
+def test_without_parallax_depths_are_held():
+    before, after, outcome = _tripod(2e-3)
+    assert "no parallax" in outcome
+    assert after["absrel"] < 1.05 * before["absrel"]
+    assert after["reprojection"] < before["reprojection"]
+
+
+def test_exact_tracks_tell_depth_by_little_parallax():
+    before, after, outcome = _tripod(1e-6)
+    assert "no parallax" not in outcome
+    assert after["absrel"] < 0.6 * before["absrel"]
+
+
+@pytest.mark.parametrize("guess", [20.0, 40.0])
+def test_points_at_infinity_leave_scale_alone(guess):
+    truth, g = world(30, 100, turn=0.02, path=0.1)
+    sky = (torch.arange(100) < 15)[:, None]
+    direction = truth.points / truth.points.norm(dim=-1, keepdim=True)
+    truth = truth._replace(points=torch.where(sky, 5000 * direction, truth.points))
+    start = disturbed(truth, g, turn=0.005, shift=0.05, depth=0.05)
+    start = start._replace(points=torch.where(sky, guess * direction, start.points))
+    positions = image(truth)[1] + 1e-3 * torch.randn(1, 30, 100, 2, generator=g, **DOUBLE)
+    result, _ = bundle(prediction(start), tracks_of(positions), torch.ones(1) > 0)
+    found = errors(result, truth)
+    assert found["ate"] < 0.4
+    assert found["rpe_rotation"] < 0.1
+    depth = result.points_camera[..., 2]
+    near = (depth / image(truth)[0][..., 2])[:, :, ~sky[:, 0]]
+    assert abs(near.median() - 1) < 0.03
+    assert depth[:, :, sky[:, 0]].median() > 100
+
+
+def test_frames_with_few_tracks_do_not_keep_the_others_from_being_adjusted():
+    truth, g = world(30, 80, seed=6)
+    seen = torch.ones(1, 30, 80, dtype=torch.bool)
+    seen[:, 8:18, 5:] = False  # ten frames in which only five are seen
+    start = disturbed(truth, g, turn=0.02, shift=0.1)
+    result, report = bundle(prediction(start), tracks_of(image(truth)[1], seen), torch.ones(1) > 0)
+    assert "few static tracks in 3" in report.outcome[0]
+    assert errors(result, truth)["ate"] < 0.2 * errors(prediction(start), truth)["ate"]
+
+
+def test_a_clip_in_two_parts_is_not_said_to_converge():
+    truth, g = world(20, 80)
+    seen = torch.ones(1, 20, 80, dtype=torch.bool)
+    seen[:, 10:, :40] = False
+    seen[:, :10, 40:] = False
+    start = prediction(disturbed(truth, g))
+    _, report = bundle(start, tracks_of(image(truth)[1], seen), torch.ones(1) > 0)
+    assert "converged" not in report.outcome[0]
+    assert "share no static tracks" in report.outcome[0]
+
+
+def test_what_is_found_to_move_has_a_larger_gamma():
+    truth, g = world(20, 80)
+    positions = image(truth)[1] + 5e-4 * torch.randn(1, 20, 80, 2, generator=g, **DOUBLE)
+    positions[:, :, :4] += torch.linspace(0, 0.2, 20, **DOUBLE).square()[:, None, None]
+    start = prediction(disturbed(truth, g, turn=0.005, shift=0.05, depth=0.03))
+    start = start._replace(motion=torch.full_like(start.motion, 0.003))
+    result, _ = bundle(start, tracks_of(positions), torch.ones(1) > 0)
+    assert (result.motion[:, :4] > 2 * result.motion[:, 4:].max()).all()
+    assert torch.allclose(result.motion[:, 4:].median(), torch.tensor(0.003), rtol=0.05)
+
+
 def test_clips_of_a_batch_are_adjusted_alone():
     truth, g = world(8, 30, batch=3, seed=7)
     start, tracks = prediction(disturbed(truth, g)), tracks_of(image(truth)[1])

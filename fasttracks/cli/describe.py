@@ -8,6 +8,7 @@ import numpy as np
 
 from fasttracks.cli.console import image_size_text, say, table
 from fasttracks.files import Npz
+from fasttracks.parallax import LEAST
 from fasttracks.reconstruction import Reconstruction
 from fasttracks.tracks import Tracks
 
@@ -49,6 +50,10 @@ def summary(result: "Reconstruction[np.ndarray]") -> dict[str, Any]:
         "reprojection error": f"{np.median(error):.2f} px median, "
         f"{np.percentile(error, 90):.2f} px 90th percentile",
         **({"refinement": result.refinement} if result.refinement else {}),
+        "parallax": f"{result.parallax:.2g}° of still points' views"
+        + (
+            ", too little to tell depths: they are the network's" if result.parallax < LEAST else ""
+        ),
         "camera path": f"{path / np.median(result.depth):.2f} × the median depth",
     }
 

@@ -8,10 +8,11 @@ from torch import Tensor
 
 from fasttracks.geometry import Prediction
 from fasttracks.graphs import capture
-from fasttracks.learning import forward, learning_rate_share, unsupervised
+from fasttracks.learning import depth_change, forward, learning_rate_share, unsupervised
 from fasttracks.network import TracksTo4D
 
 _WARM_UP = 50  # steps
+_DEPTH_WEIGHT = 2.0  # of the depths' change beside the paper's loss
 _CAMERA_RATE = 0.1  # of the learning rate; that head sums 7936 inputs
 _BEFORE_CAPTURE = 3  # steps that make Adam's state and let libraries take their workspaces
 _CHECK_EVERY = 25
@@ -20,7 +21,7 @@ _AT_ONCE = {"cpu": 64, "cuda": 256}  # tracks of a step
 
 
 class Report(NamedTuple):
-    """How the fine-tuning of B clips went; losses are the paper's, over all tracks."""
+    """How the fine-tuning of B clips went; losses over all tracks, with that of depths' change."""
 
     loss_before: Tensor  # (B,)
     loss_after: Tensor  # (B,) the least that was met
@@ -39,9 +40,10 @@ def finetune(
 ) -> tuple[Prediction, Report]:
     """Predictions for B clips (B, T, N, 3) of u, v, o, each of a copy of the network tuned to it.
 
-    Adam on the unsupervised loss, warmed up, then slowed to a stop along a cosine; at the paper's
-    constant 1e-4 the loss of our weights only rises. A step sees `at_once` random tracks of the
-    clip, 256 on CUDA and 64 elsewhere. Every 25 steps all tracks are judged; the best weights so
+    Adam on the paper's unsupervised loss, and on how far depths get from the network's own, which the
+    loss knows nothing of where things move; warmed up, then slowed to a stop along a cosine: at the
+    paper's constant 1e-4 the loss of our weights only rises. A step sees `at_once` random tracks of
+    the clip, 256 on CUDA and 64 elsewhere. Every 25 steps all tracks are judged; the best weights so
     far give the prediction, so that its loss is never above the network's own. Stops early when
     half of the steps found nothing better. The network itself stays as it is. On CUDA blocks run in
     bfloat16, and steps are replayed as a CUDA graph. A progress bar with the loss shows on a
@@ -84,26 +86,34 @@ def _tune(
     count = clip.shape[2]
     at_once = min(count, at_once or _AT_ONCE[device.type])
     clip = clip.float()
-    part = clip[:, :, :at_once].clone()
+    with torch.no_grad():
+        best = forward(tuned, clip)
+    depth = best.points_camera[..., 2]
+    part, part_depth = clip[:, :, :at_once].clone(), depth[:, :, :at_once].clone()
     draw = torch.Generator().manual_seed(seed)
+
+    def loss_of(prediction: Prediction, tracks: Tensor, depth: Tensor) -> Tensor:
+        change = depth_change(prediction, tracks, depth)
+        return unsupervised(prediction, tracks).total + _DEPTH_WEIGHT * change
 
     def judge() -> tuple[Prediction, Tensor]:
         with torch.no_grad():
             prediction = forward(tuned, clip)
-            return prediction, unsupervised(prediction, clip).total
+            return prediction, loss_of(prediction, clip, depth)
 
     def update() -> None:
-        unsupervised(forward(tuned, part), part).total.sum().backward()
+        loss_of(forward(tuned, part), part, part_depth).sum().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
     run = update
-    best, first = judge()
-    least, last, step = first, 0, 0
+    least = first = loss_of(best, clip, depth)
+    last, step = 0, 0
     with tqdm(total=steps, desc="fine-tune", unit="step", disable=None) as bar:
         while step < min(steps, last + _PATIENCE * steps):
             some = torch.randperm(count, generator=draw)[:at_once].to(device)
             part.copy_(clip[:, :, some])
+            part_depth.copy_(depth[:, :, some])
             share = learning_rate_share(step, _WARM_UP, step / steps)
             for group in optimizer.param_groups:
                 group["lr"].fill_(learning_rate * group["relative"] * share)
