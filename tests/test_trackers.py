@@ -1,8 +1,10 @@
 """Trackers against motions that are known."""
 
+import re
 import subprocess
 import sys
 import types
+import warnings
 from pathlib import Path
 
 import cv2
@@ -314,7 +316,7 @@ def test_cotracker_refuses_a_damaged_checkpoint(
 
 @pytest.mark.parametrize("path", [None, "a.pth"])
 def test_cotracker_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, path: str | None) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError("<urlopen error\nno network>")
 
     monkeypatch.setitem(sys.modules, "cotracker", None)  # not importable
@@ -327,16 +329,28 @@ def test_cotracker_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, path: str
 def test_cotracker_from_the_hub(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def load(*args: str) -> FakePredictor:
+    def load(*args: str, skip_validation: bool, trust_repo: bool) -> FakePredictor:
         asked.append(args)
         return FakePredictor(str(checkpoint), offline=True, window_len=60)
 
     monkeypatch.setitem(sys.modules, "cotracker.predictor", None)
     monkeypatch.setattr(torch.hub, "load", load)
     tracker = CoTracker(device="cpu")
-    for _ in range(2):
+    with pytest.warns(UserWarning, match=r"non-commercial use only \(CC-BY-NC\)"):
         tracker(clip_numbered(3))
-    assert asked == [("facebookresearch/co-tracker", "cotracker3_offline")]
+    tracker(clip_numbered(3))
+    ((repository, name),) = asked
+    assert re.fullmatch(r"facebookresearch/co-tracker:[0-9a-f]{40}", repository)
+    assert name == "cotracker3_offline"
+
+
+def test_cotracker_says_its_licence_before_it_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cotracker", None)
+    monkeypatch.setattr(torch.hub, "load", lambda *_, **__: pytest.fail("downloaded"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="non-commercial"):
+            CoTracker(device="cpu")(clip_numbered(2))
 
 
 def test_cotracker_checks_its_options() -> None:

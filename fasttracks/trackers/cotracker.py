@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,8 @@ from fasttracks.errors import InputError
 from fasttracks.trackers import check_frames, check_queries, grid_queries
 
 PACKAGE = "pip install git+https://github.com/facebookresearch/co-tracker (CC-BY-NC)"
+HUB = "facebookresearch/co-tracker:82e02e8029753ad4ef13cf06be7f4fc5facdda4d"  # one known commit
+LICENCE = "cotracker: its code and weights are for non-commercial use only (CC-BY-NC)"
 WEIGHTS = (
     "give the path of scaled_offline.pth from https://huggingface.co/facebook/cotracker3 "
     "(CC-BY-NC) as checkpoint"
@@ -30,7 +33,7 @@ class CoTracker:
 
     Attributes:
         checkpoint: path of scaled_offline.pth, for the installed package. Without the package
-            torch.hub downloads code and weights.
+            torch.hub downloads code and weights, which are for non-commercial use only.
         device: "auto" (cuda if there is one), "cpu", "cuda", "cuda:1", …
         grid: points along each side of a grid.
         every: frames between grids.
@@ -119,6 +122,7 @@ class CoTracker:
         from fasttracks.weights import resolve_device
 
         device = resolve_device(self.device)
+        warnings.warn(LICENCE, stacklevel=3)  # before anything of it is downloaded or run
         try:
             from cotracker.predictor import CoTrackerPredictor
         except ImportError:
@@ -144,7 +148,8 @@ class CoTracker:
         if self.checkpoint is not None:
             raise InputError(f"checkpoint: needs the cotracker package; {PACKAGE}")
         try:
-            return torch.hub.load("facebookresearch/co-tracker", "cotracker3_offline")
+            # Validation knows the heads of branches only, and the licence has been said.
+            return torch.hub.load(HUB, "cotracker3_offline", skip_validation=True, trust_repo=True)
         except Exception as error:  # no network, no such release, its own missing imports
             raise InputError(
                 f"tracker: torch.hub has no cotracker ({_line(error)}); {PACKAGE}, and {WEIGHTS}"

@@ -71,9 +71,15 @@ class TAPNext:
             raise InputError(f"size: expected 256 or 512, found {self.size}")
 
     def __call__(
-        self, frames: np.ndarray, *, queries: np.ndarray | None = None, progress: bool = False
+        self, frames: np.ndarray, queries: np.ndarray | None = None, *, progress: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Track; see `Tracker`."""
+        """Track; see `Tracker`.
+
+        Args:
+            frames: (T, H, W, 3) uint8 RGB.
+            queries: (N, 3) rows of frame, x, y; None: those of `grid_queries`, in its order.
+            progress: show a progress bar.
+        """
         import torch
         from tqdm import tqdm
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple, cast
 
 import torch
@@ -281,10 +282,7 @@ def encode(points: Tensor, width: int = 768) -> Tensor:
     0 outside. Its channels are those of the column, then those of the row, so that it is never
     built: one line of it is read along each axis.
     """
-    quarter = width // 4
-    rate = 10000 ** (-torch.arange(quarter, dtype=torch.float64) / (quarter - 1))
-    angle = torch.arange(SPACE, dtype=torch.float64)[:, None] * rate
-    table = torch.cat([angle.sin(), angle.cos()], -1).float().to(points)
+    table = _waves(width, points.device).to(points.dtype)
     low = (points - 0.5).floor()
     part = points - 0.5 - low
     line = within = torch.zeros(1).to(points)
@@ -294,6 +292,15 @@ def encode(points: Tensor, width: int = 768) -> Tensor:
         within = within + inside  # less than 1 beside the border
     (of_y, of_x), (within_y, within_x) = line.unbind(-2), within.unbind(-2)
     return torch.cat([of_x * within_y, of_y * within_x], -1)
+
+
+@lru_cache(maxsize=8)
+def _waves(width: int, device: torch.device) -> Tensor:
+    """(256, C / 2): sines, then cosines, of a row's or a column's number at all rates."""
+    quarter = width // 4
+    rate = 10000 ** (-torch.arange(quarter, dtype=torch.float64) / (quarter - 1))
+    angle = torch.arange(SPACE, dtype=torch.float64)[:, None] * rate
+    return torch.cat([angle.sin(), angle.cos()], -1).float().to(device)
 
 
 def add_norm(

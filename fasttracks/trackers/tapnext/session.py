@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -129,7 +129,7 @@ def resized(frames: Tensor, size: int, *, antialias: bool = True) -> Tensor:
     return torch.cat(parts).mT / 127.5 - 1
 
 
-@cache
+@lru_cache(maxsize=16)
 def _resampling(count: int, size: int, antialias: bool, device: torch.device) -> Tensor:
     """(size, count) weights of samples, at pixel centres, in each of the new ones."""
     scale = count / size
