@@ -1,7 +1,6 @@
 """The tables that `report.py` puts into Markdown files, each made from results/."""
 
 import json
-import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -187,36 +186,37 @@ def refinement_time() -> str:
 
 
 def real_video() -> str:
-    """Medians over real clips, from video, feed-forward and bundle-adjusted, and a simple guess."""
-    files = sorted(RESULTS.glob("real_video*.json"))
-    if not files:
+    """Medians over real clips: a simple guess, the network's answer and bundle-adjusted."""
+    if not (RESULTS / "real_video-base.json").is_file():
         return "Not measured yet; `python benchmarks/real_video.py FOLDER` writes the figures."
-    record = json.loads(files[-1].read_text())
+    record = read("real_video-base")
 
-    def median(runs: str, column: str) -> str:
-        values = [row[column] for row in record.get(runs, []) if row.get(column) is not None]
+    def median(refine: str, column: str, lens: str = "known") -> str:
+        table = f"refine {refine}, intrinsics {lens}"
         if column == "focal":  # found / true
-            values = [100 * abs(value - 1) for value in values]
-        values = [value for value in values if not math.isnan(value)]
-        return f"{statistics.median(values):.2g}" if values else "–"
+            rows = record["by clip"].get(table, [])
+            off = [100 * abs(row["focal"] - 1) for row in rows]
+            value = statistics.median(off) if off else None
+        else:
+            value = record["medians"].get(table, {}).get(column)
+        return "–" if value is None else f"{value:.2g}"
 
-    lines = []
-    for label, column, guess, lens in (
-        ("cameras: ATE, % of the path (best straight line)", "ate", "line", "known"),
-        ("cameras: RPE, ° a frame", "rpe_°", "", "known"),
-        ("still points: AbsRel, %", "still", "", "known"),
-        ("moving, a scale a frame: AbsRel, % (a flat plane)", "frame", "flat-f", "known"),
-        ("moving, a scale a clip: AbsRel, % (equal depths)", "whole", "flat", "known"),
-        ("focal length, when not given: off by, %", "focal", "", "unknown"),
-    ):
-        lines.append(
-            {
-                "": label,
-                "a guess": median(f"none, {lens}", guess) if guess else "",
-                "feed-forward": median(f"none, {lens}", column),
-                "bundle-adjusted": median(f"bundle, {lens}", column),
-            }
+    lines = [
+        {
+            f"medians over {record['clips']} clips": label,
+            "a simple guess": f"{median('none', guess)} ({says})" if guess else "",
+            "feed-forward": median("none", column, lens),
+            "bundle-adjusted": median("bundle", column, lens),
+        }
+        for label, column, guess, says, lens in (
+            ("cameras: ATE, % of the path", "ate", "line", "straight line", "known"),
+            ("cameras: RPE, ° a frame", "rpe_rotation", "", "", "known"),
+            ("still points: AbsRel, %", "still", "still_flat", "equal depths", "known"),
+            ("moving: AbsRel, %, a scale a frame", "frame", "frame_flat", "equal depths", "known"),
+            ("moving: AbsRel, %, a scale a clip", "clip", "clip_flat", "equal depths", "known"),
+            ("focal length, if not given: off by, %", "focal", "", "", "unknown"),
         )
+    ]
     return _table(lines)
 
 
