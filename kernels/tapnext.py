@@ -1,7 +1,7 @@
 """What surrounds TAPNext's matrix products, fused: the twins are in `fasttracks.trackers.tapnext`.
 
 Their signatures are those of `network.Operations`. All sums are in float32; tensors that
-`network.TAPNext.step` passes are contiguous, and nothing is checked here.
+`network.Network.step` passes are contiguous, and nothing is checked here.
 """
 # mypy: allow-untyped-defs
 
