@@ -43,9 +43,7 @@ def convert(options: argparse.Namespace) -> None:
     """Released checkpoint to weights file."""
     output = output_path(options, ".safetensors")
     if tapnext.recognises(options.input):
-        side = tapnext.convert(
-            options.input, output, dtype=PRECISIONS[options.precision or "fp16"]
-        )
+        side = tapnext.convert(options.input, output, dtype=PRECISIONS[options.precision or "fp16"])
         say(f"wrote {output}, for {side} × {side} frames; use it as")
         return say(f"  fasttracks track VIDEO --tracker tapnext --checkpoint {output}")
     convert_checkpoint(
