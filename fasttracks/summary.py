@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from fasttracks.parallax import LEAST
 from fasttracks.reconstruction_data import ReconstructionData
 
 
@@ -26,6 +27,7 @@ def numbers(rec: ReconstructionData) -> dict[str, Any]:
         "reprojection_error_median": float(np.median(error)),
         "reprojection_error_90th_percentile": float(np.percentile(error, 90)),
         "camera_path_in_median_depths": float(path / np.median(rec.depth)),
+        "parallax_degrees": None if np.isnan(rec.parallax) else rec.parallax,
         "refinement": rec.refinement,
     }
 
@@ -43,9 +45,17 @@ def summary(rec: ReconstructionData) -> dict[str, str]:
         "reprojection error": f"{known['reprojection_error_median']:.2f} px median, "
         f"{known['reprojection_error_90th_percentile']:.2f} px 90th percentile",
         "camera path": f"{known['camera_path_in_median_depths']:.2f} × the median depth",
+        "parallax": _parallax(known["parallax_degrees"]),
         "refinement": known["refinement"] or "none, the network's answer as it is",
         "scale": "free, as the world's frame is",
     }
+
+
+def _parallax(degrees: float | None) -> str:
+    if degrees is None:
+        return "unknown, as no still point is seen twice"
+    little = ": too little to tell depths, they are the network's" if degrees < LEAST else ""
+    return f"{degrees:.2g}° between views of a still point{little}"
 
 
 def image_size_text(image_size: tuple[int, int] | None) -> str:

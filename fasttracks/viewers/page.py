@@ -14,6 +14,7 @@ from fasttracks.files import replacing
 from fasttracks.reconstruction_data import ReconstructionData
 from fasttracks.summary import summary
 
+BEGINNING = "<!doctype html>\n<!--\nA reconstruction by fasttracks"  # of each page
 _TEMPLATE = Path(__file__).parent / "page.html"
 _IMAGE_SIDE = 640  # pixels of the longer side that video frames are shrunk to
 _UNSEEN = -(2**15)

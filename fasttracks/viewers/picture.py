@@ -18,7 +18,7 @@ from fasttracks.reconstruction_data import ReconstructionData
 from fasttracks.summary import summary
 
 _COLOURS = "turbo"
-_MOTION = "motion γ: strays from a still point,\nin focal lengths, as the network expects"
+_MOTION = "motion γ: how far a track strays\nfrom any still point's, in radians"
 
 
 def draw(
