@@ -1,4 +1,4 @@
-"""Tracks from the files that trackers and their users save: .npz, .npy, .pt and TAP-Vid's .pkl."""
+"""The arrays of files that trackers and their users save: .npz, .npy, .pt and TAP-Vid's .pkl."""
 
 import os
 import pickle
@@ -11,7 +11,6 @@ import numpy as np
 from fasttracks.checks import as_numbers
 from fasttracks.errors import InputError
 from fasttracks.files import Npz, as_path
-from fasttracks.tracks import Tracks, from_arrays
 
 SUFFIXES = (".npz", ".npy", ".pt", ".pth", ".pkl")
 _LARGEST = 2**31  # bytes of a file that is read
@@ -36,16 +35,14 @@ class Arrays(dict[str, Any]):
         return tuple(np.shape(self[name]))
 
 
-def load(path: str | os.PathLike[str], *, threshold: float | None = None) -> Tracks:
-    """Read a track file by its suffix; no code that it may hold is run.
+def read(path: str | os.PathLike[str]) -> Npz | Arrays:
+    """Read a track file's arrays by its suffix; no code that it may hold is run.
 
     - .npz, in the layouts that `Tracks.load` tells apart;
     - .npy: tracks (T, N, 2) or (1, T, N, 2) in pixels, or (T, N, 3) with visibility as the third;
     - .pt, .pth: the same as a tensor, a pair of tracks and visibility, or a dict of arrays called
       as in an .npz, as `torch.save` writes them;
     - .pkl: TAP-Vid's clips; FILE.pkl:NAME is the one of that name where there are several.
-
-    `threshold` is that of `Tracks`.
 
     Raises:
         InputError: the file can't be read, or holds something else.
@@ -57,13 +54,12 @@ def load(path: str | os.PathLike[str], *, threshold: float | None = None) -> Tra
         path = path.with_name(name)
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES[1:]:
-        return from_arrays(Npz(path, "track file"), threshold)
+        return Npz(path, "track file")
     _check_file(path)
-    read = {".npy": _array, ".pkl": _unpickled}.get(suffix, _tensors)
-    value = read(path)
+    value = {".npy": _array, ".pkl": _unpickled}.get(suffix, _tensors)(path)
     if suffix == ".pkl":
         value = _one_clip(value, path, clip)
-    return from_arrays(_by_name(value, path), threshold)
+    return _by_name(value, path)
 
 
 def is_track_file(path: str | os.PathLike[str]) -> bool:

@@ -10,9 +10,7 @@ import numpy as np
 from fasttracks.checks import as_numbers, intrinsics_fault
 from fasttracks.errors import InputError
 from fasttracks.files import Npz, write_npz
-
-if TYPE_CHECKING:
-    from fasttracks.track_files import Arrays
+from fasttracks.track_files import Arrays, read
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -146,7 +144,7 @@ class Tracks:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, threshold: float | None = None) -> "Tracks":
-        """Read a track file: .npy, .pt and .pkl as `track_files.load` says, .npz in three layouts.
+        """Read a track file: .npy, .pt and .pkl as `track_files.read` says, .npz in three layouts.
 
         These are told apart by their keys:
 
@@ -159,9 +157,7 @@ class Tracks:
         Visibility may be scores, seen where above `threshold`, as of `Tracks`; so may
         `occluded`, whose opposite they are: 1 less the score.
         """
-        from fasttracks.track_files import load
-
-        return load(path, threshold=threshold)
+        return from_arrays(read(path), threshold)
 
 
 def normalise(pixels: np.ndarray, camera: np.ndarray) -> np.ndarray:
@@ -170,7 +166,7 @@ def normalise(pixels: np.ndarray, camera: np.ndarray) -> np.ndarray:
     return (homogeneous @ np.linalg.inv(camera).swapaxes(-1, -2))[..., :2]
 
 
-def from_arrays(file: "Npz | Arrays", threshold: float | None = None) -> Tracks:
+def from_arrays(file: Npz | Arrays, threshold: float | None = None) -> Tracks:
     """Tracks from a file, in any layout that `Tracks.load` knows."""
     try:
         return _read_layout(file, threshold)
@@ -183,7 +179,7 @@ def from_arrays(file: "Npz | Arrays", threshold: float | None = None) -> Tracks:
         ) from None
 
 
-def _read_layout(file: "Npz | Arrays", threshold: float | None) -> Tracks:
+def _read_layout(file: Npz | Arrays, threshold: float | None) -> Tracks:
     known: dict[str, Any] = {
         name: file[name]
         for name in ("intrinsics", "image_size", "fps", "times", "colors", "content")

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fasttracks import InputError
-from fasttracks.track_files import load
+from fasttracks import InputError, Tracks
 
 RANDOM = np.random.default_rng(0)
 TRACKS = RANDOM.uniform(0, 200, (6, 20, 2)).astype(np.float32)
@@ -52,7 +51,7 @@ def test_layouts(name, value, known, tmp_path):
         path.write_bytes(pickle.dumps(value))
     else:
         torch.save(value, path)
-    tracks = load(tmp_path / name)
+    tracks = Tracks.load(tmp_path / name)
     np.testing.assert_allclose(tracks.tracks, TRACKS, atol=1e-3)
     np.testing.assert_array_equal(tracks.visibility, VISIBILITY if known else True)
     if path.suffix == ".pkl":
@@ -72,7 +71,7 @@ def test_no_code_is_run(name, tmp_path, monkeypatch):
     value = {"tracks": Harm()}
     torch.save(value, name) if name == "a.pt" else Path(name).write_bytes(pickle.dumps(value))
     with pytest.raises(InputError, match="refused"):
-        load(name)
+        Tracks.load(name)
     assert not Path("harmed").exists()
 
 
@@ -81,7 +80,7 @@ def test_no_code_is_run(name, tmp_path, monkeypatch):
 def test_damaged_files(name, data, tmp_path):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(InputError, match=name):
-        load(tmp_path / name)
+        Tracks.load(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -96,4 +95,4 @@ def test_damaged_files(name, data, tmp_path):
 def test_pickles_of_something_else(value, complaint, tmp_path):
     (tmp_path / "a.pkl").write_bytes(pickle.dumps(value))
     with pytest.raises(InputError, match=complaint):
-        load(tmp_path / "a.pkl")
+        Tracks.load(tmp_path / "a.pkl")

@@ -4,12 +4,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from fasttracks import track_files
 from fasttracks.cli.console import say, say_json, table
 from fasttracks.errors import InputError
 from fasttracks.files import Npz
 from fasttracks.reconstruction import Reconstruction
 from fasttracks.summary import image_size_text, numbers, summary
+from fasttracks.track_files import is_track_file
 from fasttracks.tracks import Tracks
 
 
@@ -40,12 +40,12 @@ def _describe(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
         return numbers(result), summary(result)
     if suffix in (".pt", ".pth"):
         try:
-            return _tracks(track_files.load(path))
+            return _tracks(Tracks.load(path))
         except InputError as error:
             raise InputError(
                 f"{error}; weights are turned into .safetensors by 'fasttracks convert'"
             ) from None
-    return _tracks(track_files.load(path)) if track_files.is_track_file(path) else _video(path)
+    return _tracks(Tracks.load(path)) if is_track_file(path) else _video(path)
 
 
 def _tracks(tracks: Tracks) -> tuple[dict[str, Any], dict[str, Any]]:

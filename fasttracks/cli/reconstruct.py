@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 import fasttracks
-from fasttracks import track_files
 from fasttracks.cli.console import (
     check_writable,
     open_in_browser,
@@ -29,6 +28,7 @@ from fasttracks.network import TracksTo4D
 from fasttracks.performance.sample import CLIP
 from fasttracks.reconstruction import Reconstruction
 from fasttracks.summary import summary
+from fasttracks.track_files import is_track_file
 from fasttracks.trackers import GRID, Tracker, get_tracker, read_whole, to_tracks
 from fasttracks.trackers.gridded import Gridded
 from fasttracks.tracks import Tracks
@@ -65,9 +65,9 @@ def reconstruct(options: argparse.Namespace) -> None:
     """Track file or video to reconstruction."""
     output = output_path(options, "-reconstruction.npz", pictures=True)
     frames = None
-    if track_files.is_track_file(options.input):
+    if is_track_file(options.input):
         _refuse_video_options(options)
-        tracks, model = track_files.load(options.input), _load(options)
+        tracks, model = Tracks.load(options.input), _load(options)
     else:
         _set_video_options(options)
         tracker = _tracker(options)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fasttracks.errors import InputError
-from fasttracks.trackers import Tracker, grid_queries
+from fasttracks.trackers.queries import Tracker, grid_queries
 
 _MOST = 400  # points along a side
 

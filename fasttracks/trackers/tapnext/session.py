@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fasttracks import ops
+from fasttracks import backends
 from fasttracks.graphs import capture
 from fasttracks.trackers.tapnext import network
 from fasttracks.trackers.tapnext.network import Operations, TAPNext
@@ -91,7 +91,7 @@ def fastest(device: torch.device, dtype: torch.dtype) -> Operations:
     """Our kernels on a GPU that they run on, in half precision; else plain torch."""
     if device.type != "cuda":
         return network.TORCH
-    lacking = ops.missing(device)
+    lacking = backends.missing(device)
     if lacking:
         _fall_back(lacking)
     if lacking or dtype not in (torch.float16, torch.bfloat16):
