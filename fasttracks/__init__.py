@@ -45,7 +45,12 @@ _HOME = {
 }
 
 
+_MODULES = ("export", "trackers", "video", "viewers")
+
+
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"fasttracks.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'fasttracks' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"fasttracks.{_HOME[name]}"), name)
@@ -54,4 +59,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted([*__all__, *_MODULES, "__version__", "__doc__", "__all__"])

@@ -113,6 +113,11 @@ def reconstruct(
     """
     if refine not in REFINEMENTS:
         raise InputError(f"refine: expected one of {', '.join(REFINEMENTS)}, found {refine!r}")
+    if isinstance(tracks, str | os.PathLike):
+        raise InputError(
+            "tracks: expected an array or Tracks, found a path; fasttracks.track(path) follows "
+            "points through a video, fasttracks.Tracks.load(path) reads a track file"
+        )
     given = tracks if isinstance(tracks, Tracks) else as_numbers(tracks, "tracks")
     batch = not isinstance(given, Tracks) and given.ndim == 4
     clips = _clips(given, visibility, intrinsics, image_size)

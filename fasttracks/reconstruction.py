@@ -1,13 +1,26 @@
 """`Reconstruction`: what `reconstruct` returns, and the files and pages it can be written to."""
 
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from fasttracks.checks import as_numbers
+from fasttracks.errors import InputError
+from fasttracks.export import check_ending, check_folder
 from fasttracks.reconstruction_data import ArrayT, ReconstructionData
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_BY_FRAME = (
+    "points", "points_camera", "camera_to_world", "intrinsics", "reprojection", "coefficients",
+    "tracks", "visibility", "times",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -17,6 +30,109 @@ class Reconstruction(ReconstructionData[ArrayT]):
     def numpy(self) -> "Reconstruction[np.ndarray]":
         """The same with numpy arrays."""
         return cast("Reconstruction[np.ndarray]", super().numpy())
+
+    def __len__(self) -> int:
+        """Frames."""
+        return len(self.camera_to_world)
+
+    def __getitem__(self, frames: slice) -> "Self":
+        """Some of the frames, such as rec[10:20] or rec[::2]; points and basis stay whole.
+
+        Raises:
+            InputError: fewer than two frames are left, or it is no slice.
+        """
+        if not isinstance(frames, slice):
+            raise InputError(f"frames: expected a slice such as rec[10:20], found {frames!r}")
+        left = len(range(len(self))[frames])
+        if left < 2:
+            raise InputError(f"frames: expected at least 2, found {left} of {len(self)}")
+        chosen = np.arange(len(self))[frames]
+        return replace(self, **{
+            name: value[chosen]
+            for name, value in vars(self).items() if name in _BY_FRAME and value is not None
+        })  # fmt: skip
+
+    def scaled(self, scale: float) -> "Self":
+        """The same, everything `scale` times as large and as far away.
+
+        Images stay as they are: a clip doesn't tell the scale, but one known length does
+        (`with_length`), or the camera's height (`with_camera_height`).
+        """
+        value = as_numbers(scale, "scale")
+        if value.shape != () or not 0 < value < np.inf:
+            raise InputError(f"scale: expected a number above 0, found {scale!r}")
+        scale = float(value)
+        poses = np.ones((4, 4), np.float32)
+        poses[:3, 3] = scale
+        return replace(
+            self,
+            points=self.points * scale,
+            points_camera=self.points_camera * scale,
+            basis=self.basis * scale,
+            camera_to_world=self.camera_to_world * self._like(poses),
+        )
+
+    def transformed(self, transform: ArrayLike) -> "Self":
+        """The same in another world: `transform` (4, 4) takes points of this one there.
+
+        Raises:
+            InputError: it is not a rotation and a shift.
+        """
+        matrix = as_numbers(transform, "transform").astype(np.float64)
+        rigid = matrix.shape == (4, 4) and np.isfinite(matrix).all()
+        if rigid:
+            r = matrix[:3, :3]
+            rigid = np.abs(r @ r.T - np.eye(3)).max() < 1e-4 and np.linalg.det(r) > 0
+            rigid = rigid and np.abs(matrix[3] - (0, 0, 0, 1)).max() < 1e-6
+        if not rigid:
+            raise InputError(
+                "transform: expected a rigid (4, 4) matrix, of a rotation and a shift, found "
+                f"{matrix.tolist() if matrix.shape == (4, 4) else matrix.shape}; "
+                "scaled(s) changes the scale"
+            )
+        rotation = self._like(matrix[:3, :3].T.astype(np.float32))
+        shift = self._like(matrix[:3, 3].astype(np.float32))
+        basis = self.basis @ rotation
+        basis[0] += shift  # the static scene, whose coefficients are 1
+        return replace(
+            self,
+            points=self.points @ rotation + shift,
+            basis=basis,
+            camera_to_world=self._like(matrix.astype(np.float32)) @ self.camera_to_world,
+        )
+
+    def with_length(self, length: float, a: int, b: int, frame: int | None = None) -> "Self":
+        """The same at the scale at which the points of tracks `a` and `b` are `length` apart.
+
+        In a frame, or, with None, in the static scene.
+        """
+        points = self.static_points if frame is None else self.points[frame]
+        found = float(((points[a] - points[b]) ** 2).sum() ** 0.5)
+        if not found > 0:
+            raise InputError(f"a, b: expected two points apart from each other, found {a} and {b}")
+        return self.scaled(length / found)
+
+    def with_camera_height(self, height: float, ground: Sequence[int]) -> "Self":
+        """The same at the scale at which the camera's mean height above the ground is `height`.
+
+        The ground is the plane nearest to the static points of the tracks `ground`, three or more.
+        """
+        points = self.numpy().static_points[list(ground)].astype(np.float64)
+        if len(points) < 3:
+            raise InputError(f"ground: expected three tracks or more, found {len(points)}")
+        centre = points.mean(0)
+        normal = np.linalg.svd(points - centre)[2][2]
+        cameras = self.numpy().camera_to_world[:, :3, 3]
+        found = float(np.abs((cameras - centre) @ normal).mean())
+        if not found > 0:
+            raise InputError("ground: expected tracks of a plane that the camera is above")
+        return self.scaled(height / found)
+
+    def _like(self, array: np.ndarray) -> Any:
+        """A numpy array as this one's arrays are, numpy or torch."""
+        if isinstance(self.points, np.ndarray):
+            return array
+        return self.points.new_tensor(array)
 
     def to_ply(self, path: str | os.PathLike[str]) -> None:
         """Write points as binary PLY: x y z in the world, colour if known, motion γ.
@@ -28,6 +144,8 @@ class Reconstruction(ReconstructionData[ArrayT]):
         """
         from fasttracks.export.ply import write
 
+        if Path(path).suffix.lower() != ".ply":
+            check_folder(Path(path), "path")
         write(self.numpy(), Path(path))
 
     def to_colmap(
@@ -48,7 +166,24 @@ class Reconstruction(ReconstructionData[ArrayT]):
         """
         from fasttracks.export.colmap import write
 
+        check_folder(Path(folder))
         write(self.numpy(), Path(folder), text, moving)
+
+    def to_splat(self, folder: str | os.PathLike[str], frames: np.ndarray) -> None:
+        """Write what programs for Gaussian splatting train on, with one camera for all frames.
+
+        `images/`, the video's `frames` (T, H, W, 3) uint8 RGB at its full size, as .png;
+        `sparse/0/`, COLMAP's model, as 3D Gaussian Splatting reads it; `transforms.json` with
+        `points.ply`, as nerfstudio does. Points that move are left out, but not from the images.
+        The camera's intrinsics are the medians over the frames.
+
+        Raises:
+            InputError: the frames are others, or have another size than the image.
+        """
+        from fasttracks.export.splat import write
+
+        check_folder(Path(folder))
+        write(self.numpy(), Path(folder), frames)
 
     def to_tum(self, path: str | os.PathLike[str]) -> None:
         """Write the camera path in TUM's format: time tx ty tz qx qy qz qw, camera to world.
@@ -57,12 +192,14 @@ class Reconstruction(ReconstructionData[ArrayT]):
         """
         from fasttracks.export.trajectory import write_tum
 
+        check_ending(Path(path), ".txt", ".tum")
         write_tum(self.numpy(), Path(path))
 
     def to_kitti(self, path: str | os.PathLike[str]) -> None:
         """Write the camera path in KITTI's format: 3 × 4 matrices, camera to world."""
         from fasttracks.export.trajectory import write_kitti
 
+        check_ending(Path(path), ".txt", ".kitti")
         write_kitti(self.numpy(), Path(path))
 
     def to_gltf(self, path: str | os.PathLike[str], *, radius: float | None = None) -> None:
@@ -74,6 +211,7 @@ class Reconstruction(ReconstructionData[ArrayT]):
         """
         from fasttracks.export.gltf import write
 
+        check_ending(Path(path), ".glb")
         write(self.numpy(), Path(path), radius)
 
     def _repr_html_(self) -> str:

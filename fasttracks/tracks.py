@@ -10,6 +10,7 @@ import numpy as np
 from fasttracks.checks import as_numbers, intrinsics_fault
 from fasttracks.errors import InputError
 from fasttracks.files import Npz, write_npz
+from fasttracks.track_files import Arrays, read
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -143,7 +144,9 @@ class Tracks:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, threshold: float | None = None) -> "Tracks":
-        """Read a track file (.npz) in any of three layouts, told apart by their keys.
+        """Read a track file: .npy, .pt and .pkl as `track_files.read` says, .npz in three layouts.
+
+        These are told apart by their keys:
 
         - `tracks` (T, N, 2), `visibility` (T, N), and if known `intrinsics`, `image_size`,
           `fps`, `times`, `colors`; with `layout` "NT2" the first two are (N, T, 2) and (N, T);
@@ -154,7 +157,7 @@ class Tracks:
         Visibility may be scores, seen where above `threshold`, as of `Tracks`; so may
         `occluded`, whose opposite they are: 1 less the score.
         """
-        return from_npz(Npz(path, "track file"), threshold)
+        return from_arrays(read(path), threshold)
 
 
 def normalise(pixels: np.ndarray, camera: np.ndarray) -> np.ndarray:
@@ -163,7 +166,7 @@ def normalise(pixels: np.ndarray, camera: np.ndarray) -> np.ndarray:
     return (homogeneous @ np.linalg.inv(camera).swapaxes(-1, -2))[..., :2]
 
 
-def from_npz(file: Npz, threshold: float | None = None) -> Tracks:
+def from_arrays(file: Npz | Arrays, threshold: float | None = None) -> Tracks:
     """Tracks from a file, in any layout that `Tracks.load` knows."""
     try:
         return _read_layout(file, threshold)
@@ -176,7 +179,7 @@ def from_npz(file: Npz, threshold: float | None = None) -> Tracks:
         ) from None
 
 
-def _read_layout(file: Npz, threshold: float | None) -> Tracks:
+def _read_layout(file: Npz | Arrays, threshold: float | None) -> Tracks:
     known: dict[str, Any] = {
         name: file[name]
         for name in ("intrinsics", "image_size", "fps", "times", "colors", "content")
@@ -184,7 +187,8 @@ def _read_layout(file: Npz, threshold: float | None) -> Tracks:
     }
     known["threshold"] = threshold
     if "tracks" in file:
-        tracks, visibility = file["tracks"], file.get("visibility")
+        tracks, visibility = _drop_batch(file["tracks"], 3), file.get("visibility")
+        visibility = None if visibility is None else _drop_batch(visibility, 2)
         layout = file.get("layout", np.array("TN2")).item()
         if layout not in ("TN2", "NT2"):
             raise InputError(f"layout: expected 'TN2' or 'NT2', found {layout!r} in {file.path}")

@@ -16,6 +16,7 @@ import numpy as np
 
 from fasttracks.errors import InputError
 from fasttracks.files import existing_file
+from fasttracks.image_files import choose_images, find_images, is_image_sequence, read_image
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -68,6 +69,37 @@ class Video:
         return float(1 / step) if step > 0 else math.nan
 
 
+def probe(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a video's header and first frame say, by name; quick, however long it is.
+
+    `image_size` (height, width), upright; `fps`, `seconds` and `frames`, None where it doesn't say.
+
+    Raises:
+        InputError: it is no video, or its first frame can't be decoded.
+    """
+    if is_image_sequence(path):
+        images = find_images(path)
+        size = read_image(images[0]).shape[:2]
+        return {"image_size": size, "fps": None, "seconds": None, "frames": len(images)}
+    path = _existing(path)
+
+    import av
+
+    try:
+        with _opened(path) as (container, source):
+            stream = _video_stream(container, path)
+            _, frame = next(_decode(container, stream, source, 0.0))
+            size = _square(frame, stream)
+            size = size[::-1] if _swaps_axes(_orientation(frame)) else size
+            tick = float(stream.time_base or 1)
+            seconds = (stream.duration or 0) * tick or (container.duration or 0) / 1e6 or None
+            rate = float(stream.average_rate) if stream.average_rate else None
+            frames = stream.frames or None
+    except (av.error.FFmpegError, EOFError) as error:
+        raise _undecodable(path, getattr(error, "strerror", None) or str(error)) from None
+    return {"image_size": size, "fps": rate, "seconds": seconds, "frames": frames}
+
+
 def read_video(
     path: str | os.PathLike[str],
     *,
@@ -81,7 +113,8 @@ def read_video(
     """Decode a video, or a part of it, into upright RGB frames.
 
     Args:
-        path: any video file that ffmpeg decodes.
+        path: any video file that ffmpeg decodes; a folder of images, or a name of numbered ones
+            such as frames/%05d.png, which are taken for 25 a second.
         start: seconds from the first frame; what comes earlier is left out.
         frames: keep at most this many; None keeps all.
         every: keep one frame in this many.
@@ -97,9 +130,10 @@ def read_video(
     if times is not None:
         start, frames = max(0.0, float(times[0]) - CLOSE), len(times)
     _check_options(start, frames, every, max_size)
-    path = existing_file(path, "video", "a video file")
-    if path.stat().st_size == 0:
-        raise InputError(f"video: {path} is empty; expected a video file")
+    if is_image_sequence(path):
+        chosen, seconds = choose_images(find_images(path), start, frames, every, times)
+        return _read_images(chosen, seconds, max_size)
+    path = _existing(path)
 
     import av
     from tqdm import tqdm
@@ -139,16 +173,48 @@ def read_video(
         problem = getattr(error, "strerror", None) or str(error)
 
     if problem and len(images) < 2:
-        raise InputError(
-            f"video: {path} can't be decoded ({problem}); "
-            "expected a whole video file: mp4, mov, mkv, webm or another that ffmpeg reads"
-        )
+        raise _undecodable(path, problem)
     if not images:
         raise InputError(f"start: {start:g} s is past the last frame of {path}, at {time:g} s")
     if problem:
         warnings.warn(f"{path} breaks off after {len(images)} frames ({problem})", stacklevel=2)
     image_size = size[::-1] if _swaps_axes(matrix) else size
     return Video(_stack(images), np.array(stamps), image_size, bars.content())
+
+
+def _existing(path: str | os.PathLike[str]) -> Path:
+    path = existing_file(path, "video", "a video file")
+    if path.stat().st_size == 0:
+        raise InputError(f"video: {path} is empty; expected a video file")
+    return path
+
+
+def _undecodable(path: Path, problem: str) -> InputError:
+    return InputError(
+        f"video: {path} can't be decoded ({problem}); "
+        "expected a whole video file: mp4, mov, mkv, webm or another that ffmpeg reads"
+    )
+
+
+def _read_images(files: Sequence[Path], times: np.ndarray, max_size: int | None) -> Video:
+    """Images, all of the first one's size, as a video."""
+    import cv2
+
+    images: list[np.ndarray] = []
+    for file in files:
+        image = read_image(file)
+        if not images:
+            source = image.shape[:2]
+            height, width = _fit(source, max_size)
+        if image.shape[:2] != source:
+            raise InputError(
+                f"video: {file} has {image.shape[1]}×{image.shape[0]} pixels, {files[0].name} "
+                f"{source[1]}×{source[0]}; expected images of one size"
+            )
+        if (height, width) != source:
+            image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+        images.append(image)
+    return Video(_stack(images), times, (source[0], source[1]))
 
 
 def _check_options(start: float, frames: int | None, every: int, max_size: int | None) -> None:

@@ -415,8 +415,6 @@ def _heads(
 
 def heads(x: torch.Tensor, weights: Any) -> torch.Tensor:
     """See `network.heads`."""
-    from fasttracks.trackers.tapnext import network
-
     w = weights
     rows = x.numel() // x.shape[-1]
     out = x.new_empty(*x.shape[:-1], 4, dtype=torch.float32)
@@ -429,10 +427,10 @@ def heads(x: torch.Tensor, weights: Any) -> torch.Tensor:
             rows,
             1e-5,
             WIDTH=x.shape[-1],
-            HIDDEN=network.HIDDEN,
-            SPACE=network.SPACE,
-            REACH=network.REACH,
-            RADIUS=int(network.RADIUS),
+            HIDDEN=w.visible.weight.numel(),
+            SPACE=w.coordinates.bias.numel() // 2,
+            REACH=w.reach,
+            RADIUS=int(w.radius),
             PRECISION=_precision(w.first.weight),
             **HEADS,
             **overlap(x.device),

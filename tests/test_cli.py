@@ -124,13 +124,95 @@ def test_video_to_page_and_exports(capsys, monkeypatch):
         capsys.readouterr()
         assert complaint in fails(arguments, capsys)
 
+    assert main(["view", f"{result}.npz"]) == 0  # replaces the page that `reconstruct` wrote
+    assert "images" not in Path(f"{result}.html").read_text(encoding="utf-8").split("clip")[-1]
+    Path(f"{result}.html").write_text("mine")
+    capsys.readouterr()
+    assert "exists" in fails(["view", f"{result}.npz"], capsys)
+
     for form, wanted in FORMATS.items():
         arguments = ["export", f"{result}.npz", form]
+        arguments += ["--video", str(name)] if wanted.needs_video else []
         assert main(arguments) == 0
         assert Path(result + wanted.ending).exists()
         capsys.readouterr()
         assert "exists" in fails(arguments, capsys)
         assert main([*arguments, "--force"]) == 0
+
+
+def test_a_folder_with_a_dot_in_its_name(tracks_file, capsys):
+    options = ["--model", "tiny.safetensors", "--device", "cpu", "-o", "dog.v2-reconstruction.npz"]
+    assert main(["reconstruct", tracks_file, *options]) == 0
+    assert main(["export", "dog.v2-reconstruction.npz", "colmap"]) == 0
+    assert Path("dog.v2-reconstruction-colmap/images.bin").exists()
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--frames", "50"),
+        ("--start", "1"),
+        ("--tracker", "klt"),
+        ("--checkpoint", "x"),
+        ("--every", "1"),
+        ("--max-size", "1024"),
+    ],
+    ids=lambda option: option[0],
+)
+def test_options_of_a_video_are_refused_for_tracks(option, tracks_file, capsys):
+    assert "track file, which is taken whole" in fails(
+        ["reconstruct", tracks_file, *option], capsys
+    )
+
+
+def test_info_of_each_kind_of_file(tracks_file, capsys):
+    from test_video import write_video
+
+    np.save("clip.npy", Tracks.load(tracks_file).tracks)
+    write_video(Path("clip.mp4"), count=12, size=(96, 128))
+    for name, words in (("clip.npy", "20"), ("clip.mp4", "128×96"), ("base", "12802514")):
+        assert main(["info", name]) == 0
+        assert words in capsys.readouterr().out
+        assert main(["info", name, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)
+    assert "no file nosuch, nor a shipped model" in fails(["info", "nosuch"], capsys)
+
+
+def test_completion(capsys):
+    for shell in ("bash", "zsh", "fish"):
+        assert main(["completion", shell]) == 0
+        script = capsys.readouterr().out
+        assert "refine" in script
+    assert main(["completion", "bash"]) == 0
+    Path("complete.sh").write_text(capsys.readouterr().out)
+    for words, expected in (
+        (["re"], "reconstruct"),
+        (["export", "a.npz", "gl"], "gltf"),
+        (["demo", "--refine", "b"], "bundle"),
+        (["info", "--j"], "--json"),
+    ):
+        typed = " ".join(["fasttracks", *words])
+        line = f"COMP_WORDS=({typed}); COMP_CWORD={len(words)}; _fasttracks; echo ${{COMPREPLY[@]}}"
+        done = subprocess.run(
+            ["bash", "-c", f"source complete.sh; {line}"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.split() == [expected]
+
+
+def test_progress_of_the_network_on_a_terminal(tracks_file, monkeypatch, capsys):
+    """Blocks report as they end, and no hook stays."""
+    from fasttracks.cli.console import progress
+
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    model = fasttracks.load("tiny.safetensors", device="cpu")
+    tracks = Tracks.load(tracks_file)
+    with progress(model, tracks.visibility.size):
+        fasttracks.reconstruct(tracks, model=model)
+    assert "100%" in capsys.readouterr().err
+    assert not any(block._forward_hooks for block in model.blocks)
 
 
 def test_focal_length_is_used(tracks_file):
@@ -162,7 +244,7 @@ def test_convert(capsys):
         (["reconstruct", "clip.npz", "-o", "a.txt"], ".npz"),
         (["reconstruct", "clip.npz", "-o", "clip.npz"], "exists"),
         (["reconstruct", "clip.npz", "--model", "nowhere"], "nowhere"),
-        (["reconstruct", "empty.mp4", "--model", "nowhere"], "nowhere"),
+        (["reconstruct", "empty.mp4", "--model", "nowhere"], "empty.mp4"),
         (["reconstruct", "clip.npz", "--device", "warp"], "device"),
         (["reconstruct", "clip.npz", "--precision", "fp1"], "precision"),
         (["reconstruct", "clip.npz", "--focal", "-3"], "focal"),
@@ -190,6 +272,8 @@ def test_convert(capsys):
         (["export", "clip.npz", "obj"], "ply-frames"),
         (["export", "clip.npz", "ply"], "lacks"),
         (["export", "clip.npz", "colmap", "-o", "a.txt"], "folder"),
+        (["export", "clip.npz", "splat"], "--video"),
+        (["export", "clip.npz", "ply", "--video", "x.mp4"], "--video"),
         (["info", "empty.mp4"], "empty.mp4"),
     ],
     ids=" ".join,
@@ -216,10 +300,15 @@ def test_train_goes_on_and_evaluate_judges(capsys, monkeypatch):
 
     wanted = ["-o", "clips", "--clips", "2", "--frames", "6", "--tracks", "20"]
     assert main(["generate", *wanted]) == 0
-    assert main(["evaluate", "clips", "--model", "run/weights.safetensors", "--device", "cpu"]) == 0
+    judge = ["evaluate", "clips", "--model", "run/weights.safetensors", "--device", "cpu"]
+    assert main(judge) == 0
     table = capsys.readouterr().out
     assert "flat guess" in table
-    assert "rpe_rotation" in table
+    assert "rpe_rotation (° a frame)" in table
+    assert main([*judge, "--json"]) == 0
+    judged = json.loads(capsys.readouterr().out)
+    assert judged["clips"] == 2
+    assert judged["none"]["ate"]["mean"] > 0
 
 
 @pytest.mark.parametrize(

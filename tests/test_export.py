@@ -303,3 +303,52 @@ def test_exports_are_light():
 def test_formats_have_names_of_their_own():
     endings = [form.ending for form in FORMATS.values()]
     assert len(set(endings)) == len(endings)
+
+
+def test_splat(rec, tmp_path):
+    """One camera and the very frames; nerfstudio's poses project points where they belong."""
+    import json
+
+    import cv2
+
+    pycolmap = pytest.importorskip("pycolmap")
+    frames = np.random.default_rng(1).integers(0, 256, (T, *SIZE, 3), dtype=np.uint8)
+    focal = np.linspace(0.99, 1.01, T, dtype=np.float32)[:, None]
+    intrinsics = rec.intrinsics.copy()
+    intrinsics[:, (0, 1), (0, 1)] *= focal
+    replace(rec, intrinsics=intrinsics).to_splat(tmp_path / "clip", frames)
+    model = pycolmap.Reconstruction(tmp_path / "clip/sparse/0")
+    assert len(model.cameras) == 1
+    names = {image.name for image in model.images.values()}
+    assert names == set(os.listdir(tmp_path / "clip/images"))
+    for t in range(T):
+        image = cv2.imread(str(tmp_path / f"clip/images/frame_{t:05d}.png"))
+        np.testing.assert_array_equal(image[..., ::-1], frames[t])
+
+    known = json.loads((tmp_path / "clip/transforms.json").read_text())
+    for t, frame in enumerate(known["frames"]):
+        local = np.linalg.inv(frame["transform_matrix"]) @ np.c_[rec.points[t], np.ones(N)].T
+        x, y, z = local[:3] * np.array([1, -1, -1])[:, None]
+        ahead = z > 1
+        pixels = np.c_[known["fl_x"] * x / z + known["cx"], known["fl_y"] * y / z + known["cy"]]
+        expected = rec.reprojection[t] + 0.5
+        np.testing.assert_allclose(pixels[ahead], expected[ahead], atol=0.05)
+    trimesh = pytest.importorskip("trimesh")
+    cloud = trimesh.load(tmp_path / "clip" / known["ply_file_path"])
+    assert len(cloud.vertices) == (~rec.moving & rec.visibility.any(0)).sum()
+    for wrong in (frames[1:], frames[:, 1:], frames.astype(float)):
+        with pytest.raises(InputError, match="frames"):
+            rec.to_splat(tmp_path / "other", wrong)
+
+
+def test_names_are_checked_as_on_the_command_line(rec, tmp_path):
+    for write, name in (
+        (rec.to_gltf, "a.gltf"),
+        (rec.to_ply, "a.npz"),
+        (rec.to_tum, "a"),
+        (rec.to_kitti, "a.npz"),
+        (rec.to_colmap, "a.zip"),
+    ):
+        with pytest.raises(InputError, match="expected"):
+            write(tmp_path / name)
+    assert not list(tmp_path.iterdir())

@@ -33,6 +33,8 @@ def test_public_names():
 import fasttracks
 assert all(getattr(fasttracks, name) is not None for name in fasttracks.__all__)
 assert set(fasttracks.__all__) <= set(dir(fasttracks))
+assert not {"Any", "TYPE_CHECKING", "importlib"} & set(dir(fasttracks))
+assert callable(fasttracks.trackers.get_tracker)
 import fasttracks.pipeline
 assert callable(fasttracks.reconstruct) and callable(fasttracks.track)
 try:

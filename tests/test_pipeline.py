@@ -297,3 +297,8 @@ def test_reconstruction_files_are_checked(tmp_path, model):
     np.savez(tmp_path / "size.npz", **{**arrays, "image_size": "a"})
     with pytest.raises(InputError, match="image_size"):
         Reconstruction.load(tmp_path / "size.npz")
+
+
+def test_a_path_is_no_array():
+    with pytest.raises(InputError, match=r"fasttracks\.track"):
+        fasttracks.reconstruct("dog.mp4")

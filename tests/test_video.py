@@ -16,7 +16,7 @@ import pytest
 
 from fasttracks.errors import InputError
 from fasttracks.trackers import to_tracks
-from fasttracks.video import Video, read_video
+from fasttracks.video import Video, probe, read_video
 
 RATE = 10
 
@@ -245,7 +245,7 @@ def bad_file(kind: str, clip: Path, folder: Path) -> Path:
     ("kind", "says"),
     [
         ("missing", "no file"),
-        ("directory", "is a directory"),
+        ("directory", "has no images"),
         ("empty", "is empty"),
         ("text", "can't be decoded"),
         ("header", "can't be decoded"),
@@ -442,3 +442,56 @@ def test_frames_beyond_any_use(tmp_path: Path) -> None:
     path.write_bytes(b"GIF89a" + screen + picture * 3 + b";")
     with pytest.raises(InputError, match="more than 67 million pixels"):
         read_video(path)
+
+
+def test_images(tmp_path: Path) -> None:
+    """A folder, and a name with a number, in the order of the numbers."""
+    import cv2
+
+    for i in (0, 2, 10, 11):
+        image = np.full((24, 32, 3), (10 * i, 0, 200), np.uint8)
+        assert cv2.imwrite(str(tmp_path / f"{i}.png"), image)
+    (tmp_path / "notes.txt").write_text("not an image")
+    for name in (tmp_path, tmp_path / "%d.png"):
+        video = read_video(name)
+        assert video.frames[:, 0, 0].tolist() == [[200, 0, 10 * i] for i in (0, 2, 10, 11)]
+        np.testing.assert_allclose(video.times, np.arange(4) / 25)
+    video = read_video(tmp_path, start=0.04, every=2, max_size=16)
+    assert video.frames.shape == (2, 12, 16, 3)
+    assert video.image_size == (24, 32)
+    again = read_video(tmp_path, times=video.times, max_size=16)
+    np.testing.assert_array_equal(again.frames, video.frames)
+    assert probe(tmp_path)["frames"] == 4
+    cv2.imwrite(str(tmp_path / "3.png"), np.zeros((9, 9, 3), np.uint8))
+    with pytest.raises(InputError, match="images of one size"):
+        read_video(tmp_path)
+    with pytest.raises(InputError, match="no images"):
+        read_video(tmp_path / "%d.jpg")
+
+
+def test_a_longer_sound_track_is_no_damage(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    path = tmp_path / "sound.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        sound = container.add_stream("pcm_s16le", rate=8000)
+        for _ in range(10):
+            frame = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), "rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+        for i in range(40):
+            noise = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), layout="mono")
+            noise.sample_rate, noise.pts = 8000, 800 * i
+            container.mux(sound.encode(noise))
+        container.mux(sound.encode())
+    assert len(read_video(path).frames) == 10
+    assert not recwarn.list
+
+
+def test_probe(clip: Path) -> None:
+    known = probe(clip)
+    video = read_video(clip)
+    assert known["image_size"] == video.image_size
+    assert known["frames"] == len(video.frames)

@@ -146,7 +146,8 @@ def test_playing_moves_the_points(browser, tmp_path):
     early, late = (
         show(
             browser,
-            f"fasttracks.play(false); fasttracks.seek({t}); fasttracks.change({{trail: 0}})",
+            f"fasttracks.play(false); fasttracks.seek({t});"
+            "fasttracks.change({trail: 0, ground: false})",
         )
         for t in (0, 11)
     )
@@ -185,6 +186,71 @@ def test_keys_and_controls(browser, tmp_path):
     browser.run("fasttracks.play(true); fasttracks.playback.speed = 50")
     time.sleep(0.5)
     assert (browser.run(state)["frame"], browser.run(state)["playing"]) == (11, False)
+
+
+def mouse(browser: Browser, kind: str, x: float, y: float, **options) -> None:
+    browser.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, **options)
+
+
+def test_home_fills_the_canvas_and_comes_back(browser, tmp_path):
+    write_page(clip(), tmp_path / "wall.html")
+    browser.open(tmp_path / "wall.html")
+    view = "fasttracks.play(false); fasttracks.change({ground: false, show: 'still', trail: 0})"
+    first = show(browser, view)
+    rows, columns = np.nonzero(first.max(-1) > 80)
+    height, width = first.shape[:2]
+    filled = max(np.ptp(columns) / width, np.ptp(rows) / height)
+    assert 0.8 < filled <= 1
+    assert columns.min() > 5
+    assert columns.max() < width - 5
+    mouse(browser, "mouseWheel", 300, 300, deltaX=0, deltaY=-600)
+    nearer = show(browser, "1")
+    assert (nearer != first).any(-1).sum() > 1000
+    browser.key("r")
+    again = show(browser, "1")
+    assert (again != first).any(-1).sum() < 50
+
+
+def test_double_click_turns_about_a_point_and_scrolling_zooms_to_the_pointer(browser, tmp_path):
+    write_page(clip(), tmp_path / "wall.html")
+    browser.open(tmp_path / "wall.html")
+    image = show(browser, "fasttracks.play(false); fasttracks.change({ground: false, trail: 0})")
+    hot = image[..., 2].astype(int) - image[..., 0] > 120
+    y, x = (int(v) for v in np.argwhere(hot)[0])
+    target = "fasttracks.scene.controls.target.toArray()"
+    before = browser.run(target)
+    for count in (1, 2):
+        for kind in ("mousePressed", "mouseReleased"):
+            mouse(browser, kind, x, y + 70, button="left", clickCount=count)
+    settle(browser)
+    assert browser.run(target) != before
+    turned = show(browser, "1")  # what was meant is in the middle now
+    middle = browser.run("document.getElementById('scene').clientHeight") // 2 - 70
+    near = turned[middle - 12 : middle + 12, turned.shape[1] // 2 - 12 :][:, :24].astype(int)
+    assert (near[..., 2] - near[..., 0] > 120).any()
+
+
+def test_help_lists_the_keys(browser, tmp_path):
+    write_page(clip(), tmp_path / "wall.html")
+    browser.open(tmp_path / "wall.html")
+    browser.run("fasttracks.play(false)")
+    browser.key("?")
+    assert browser.run("document.getElementById('keys').open")
+    browser.key("?")
+    assert not browser.run("document.getElementById('keys').open")
+    browser.key("g")
+    assert browser.run("fasttracks.state.ground") is False
+
+
+def test_the_page_says_what_is_known(browser, tmp_path):
+    rec = replace(clip(), refinement="converged, no parallax, depths are the network's")
+    write_page(rec, tmp_path / "wall.html")
+    browser.open(tmp_path / "wall.html")
+    settle(browser)
+    facts = browser.run("document.getElementById('facts').innerText")
+    for known in ("160 px, 53° across", "no parallax", "free", "× the median depth"):
+        assert known in facts
+    assert browser.run("document.getElementById('moving').textContent") == "5 of 60 are moving"
 
 
 def test_through_the_camera_points_lie_on_the_video(browser, tmp_path):

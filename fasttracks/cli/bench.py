@@ -1,8 +1,13 @@
 """`fasttracks bench`: is this machine's forward accurate, and how fast is it?"""
 
 import argparse
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from fasttracks.cli.console import say
 from fasttracks.engine import Engine
@@ -32,10 +37,15 @@ def bench(options: argparse.Namespace) -> None:
     for tracks, frames in [_size(text) for text in options.sizes] or sizes:
         inputs = sample_inputs(tracks, frames, device)
         engine = Engine(network, max_tracks=tracks, max_frames=frames)
+        on_gpu = device.type == "cuda"
         found = errors(engine(inputs), truth(exact, inputs))
         check(found, dtype)
-        times = percentiles(wall_times(lambda: engine(inputs), options.calls, device))  # noqa: B023
-        host = f"{1e6 * host_time(lambda: engine(inputs)):8.0f}" if device.type == "cuda" else ""  # noqa: B023
+        call = partial(engine, inputs)
+        # Calls on a GPU are too quick to be waited for, and for a bar to leave their times alone.
+        with _progress(f"{tracks} × {frames}", options.calls, hidden=on_gpu) as bar:
+            timed = call if on_gpu else _counted(call, bar)
+            times = percentiles(wall_times(timed, options.calls, device))
+        host = f"{1e6 * host_time(call):8.0f}" if on_gpu else ""
         speed = operations(network.config, tracks, frames) / times["p50 ms"] / 1e9
         say(
             f"{tracks:>8} × {frames:<4} {found['points']:8.1e} {found['rotation °']:10.4f} "
@@ -43,6 +53,21 @@ def bench(options: argparse.Namespace) -> None:
             + " ".join(f"{ms:9.3f}" for ms in times.values())
             + f" {host:>8} {speed:8.1f}"
         )
+
+
+def _progress(name: str, calls: int, *, hidden: bool) -> Any:
+    """A bar on a terminal over the calls that one size takes: four before those that count."""
+    hidden |= not sys.stderr.isatty()
+    return tqdm(total=calls + 4, desc=name, unit="call", leave=False, disable=hidden)
+
+
+def _counted(call: Callable[[], Any], bar: Any) -> Callable[[], Any]:
+    def counted() -> Any:
+        result = call()
+        bar.update()
+        return result
+
+    return counted
 
 
 def _size(text: str) -> tuple[int, int]:

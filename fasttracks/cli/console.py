@@ -1,16 +1,23 @@
 """What commands print, and where they may write."""
 
 import argparse
+import json
 import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fasttracks.errors import InputError, printable
+from fasttracks.export import check_folder
 from fasttracks.files import as_path, output_target
+
+if TYPE_CHECKING:
+    from fasttracks.network import TracksTo4D
+
+_BAR = "reconstruct: {percentage:3.0f}% |{bar}| {elapsed}, {remaining} left"
 
 
 def say(text: str) -> None:
@@ -34,29 +41,74 @@ def table(rows: dict[str, Any]) -> None:
         say(f"{name:<{width}}  {printable(str(value)) if name else value}")
 
 
+def say_json(values: Any) -> None:
+    """Print values for programs to read."""
+    say(json.dumps(values, indent=2, ensure_ascii=False))
+
+
 @contextmanager
 def stage(name: str) -> Iterator[None]:
-    """Print how long a part of the work took."""
+    """Print how long a part of the work took; on a terminal, also that it goes on."""
+    if sys.stdout.isatty():
+        print(f"{name} …", end="\r", flush=True)
     start = time.perf_counter()
     yield
     say(f"{name:<14} {time.perf_counter() - start:6.2f} s")
 
 
-def output_path(options: argparse.Namespace, ending: str, *, pictures: bool = False) -> Path:
-    """Where to write, a folder if `ending` has no suffix; InputError if that can't be."""
+@contextmanager
+def progress(model: "TracksTo4D", tokens: int) -> Iterator[None]:
+    """Show on a terminal how far a model on the CPU has come, and how long it will take.
+
+    `tokens`: positions, seen or not, that it is going to be given. On a GPU it is done too soon.
+    """
+    if model.points.weight.device.type != "cpu" or not sys.stderr.isatty():
+        yield
+        return
+    from tqdm import tqdm
+
+    total = tokens * len(model.blocks)
+    with ExitStack() as stack:
+        bar = stack.enter_context(tqdm(total=total, bar_format=_BAR, mininterval=0, leave=False))
+
+        def advance(_: Any, __: Any, result: Any) -> None:
+            bar.update(result.shape[:-1].numel())
+
+        for block in model.blocks:
+            stack.callback(block.register_forward_hook(advance).remove)
+        yield
+
+
+def output_path(
+    options: argparse.Namespace, ending: str, *, pictures: bool = False, remade: str = ""
+) -> Path:
+    """Where to write, a folder if `ending` has no suffix; InputError if that can't be.
+
+    A file under the default name that begins with the text `remade` is replaced, as this program
+    made it.
+    """
     path = as_path(options.output or Path(options.input).stem + ending, "-o")
-    suffix = Path(f"name{ending}").suffix
-    if suffix and path.is_dir():
+    suffix = Path(ending).suffix or (ending if ending.startswith(".") else "")
+    if not suffix:
+        check_folder(path, "-o")
+    elif path.is_dir():
         raise InputError(f"-o: {path} is a directory; expected a file name")
-    if path.suffix != suffix:
-        expected = f"a name ending in {suffix}" if suffix else "a folder's name without a dot"
-        raise InputError(f"-o: expected {expected}, found {path}")
+    elif path.suffix != suffix:
+        raise InputError(f"-o: expected a name ending in {suffix}, found {path}")
     for file in with_pictures(path) if pictures else (path,):
-        if file.exists() and not options.force:
+        ours = bool(remade) and not options.output and _begins_with(file, remade)
+        if file.exists() and not (options.force or ours):
             raise InputError(f"-o: {file} exists; choose another name, or --force to replace it")
         if suffix or not path.is_dir():
             check_writable(file)
     return path
+
+
+def _begins_with(file: Path, text: str) -> bool:
+    if not file.is_file():
+        return False
+    with open(file, "rb") as opened:
+        return opened.read(len(text.encode())) == text.encode()
 
 
 def with_pictures(output: Path) -> tuple[Path, Path, Path]:
@@ -79,8 +131,3 @@ def open_in_browser(page: Path) -> None:
 
     if not webbrowser.open(page.absolute().as_uri()):
         complain(f"warning: no browser to open {page} with")
-
-
-def image_size_text(image_size: tuple[int, int] | None) -> str:
-    """(height, width) as people write it."""
-    return f"{image_size[1]}×{image_size[0]} px" if image_size else "unknown"

@@ -4,58 +4,78 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from fasttracks.cli.console import image_size_text, say, table
+from fasttracks.cli.console import say, say_json, table
+from fasttracks.errors import InputError
 from fasttracks.files import Npz
-from fasttracks.parallax import LEAST
 from fasttracks.reconstruction import Reconstruction
+from fasttracks.summary import image_size_text, numbers, summary
+from fasttracks.track_files import is_track_file
 from fasttracks.tracks import Tracks
 
 
 def info(options: argparse.Namespace) -> None:
     """What a file holds."""
-    path = Path(options.input)
-    if path.suffix.lower() != ".npz":
-        from fasttracks.weights import describe
-
-        return table(describe(options.input))
-    if "points_camera" in Npz(path, "file"):
-        table(summary(Reconstruction.load(path)))
+    known, words = _describe(options.input)
+    if options.json:
+        say_json(known)
     else:
-        tracks = Tracks.load(path)
-        table(
-            {
-                "frames": tracks.tracks.shape[0],
-                "tracks": tracks.tracks.shape[1],
-                "seen": f"{tracks.seen:.1%}",
-                "image": image_size_text(tracks.image_size),
-                "fps": tracks.fps or "unknown",
-                "intrinsics": "unknown" if tracks.intrinsics is None else "known",
-            }
+        table(words)
+
+
+def _describe(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A file in numbers, and in words."""
+    from fasttracks.weights import SHIPPED, describe
+
+    path = Path(name)
+    suffix = path.suffix.lower()
+    if name in SHIPPED or suffix == ".safetensors":
+        known = describe(name)
+        return known, known
+    if not path.exists() and ".pkl:" not in name:
+        raise InputError(
+            f"info: no file {name}, nor a shipped model of that name ({', '.join(SHIPPED)})"
         )
+    if suffix == ".npz" and "points_camera" in Npz(path, "file"):
+        result = Reconstruction.load(path)
+        return numbers(result), summary(result)
+    if suffix in (".pt", ".pth"):
+        try:
+            return _tracks(Tracks.load(path))
+        except InputError as error:
+            raise InputError(
+                f"{error}; weights are turned into .safetensors by 'fasttracks convert'"
+            ) from None
+    return _tracks(Tracks.load(path)) if is_track_file(path) else _video(path)
 
 
-def summary(result: "Reconstruction[np.ndarray]") -> dict[str, Any]:
-    """A reconstruction in a few lines."""
-    error = result.reprojection_error[result.visibility]
-    path = np.linalg.norm(np.diff(result.camera_to_world[:, :3, 3], axis=0), axis=1).sum()
-    focal = result.intrinsics[:, 0, 0]
-    return {
-        "frames": result.points.shape[0],
-        "tracks": result.points.shape[1],
-        "seen": f"{result.visibility.mean():.1%}",
-        "image": image_size_text(result.image_size),
-        "focal length": f"{np.median(focal):.0f} px",
-        "reprojection error": f"{np.median(error):.2f} px median, "
-        f"{np.percentile(error, 90):.2f} px 90th percentile",
-        **({"refinement": result.refinement} if result.refinement else {}),
-        "parallax": f"{result.parallax:.2g}° of still points' views"
-        + (
-            ", too little to tell depths: they are the network's" if result.parallax < LEAST else ""
-        ),
-        "camera path": f"{path / np.median(result.depth):.2f} × the median depth",
+def _tracks(tracks: Tracks) -> tuple[dict[str, Any], dict[str, Any]]:
+    frames, count = tracks.tracks.shape[:2]
+    known = {
+        "frames": frames,
+        "tracks": count,
+        "seen": tracks.seen,
+        "image_size": tracks.image_size,
+        "fps": tracks.fps,
+        "intrinsics_known": tracks.intrinsics is not None,
     }
+    return known, {
+        "frames": frames,
+        "tracks": count,
+        "seen": f"{tracks.seen:.1%} of positions",
+        "image": image_size_text(tracks.image_size),
+        "frames a second": f"{tracks.fps:.4g}" if tracks.fps else "unknown",
+        "intrinsics": "known" if known["intrinsics_known"] else "unknown",
+    }
+
+
+def _video(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    from fasttracks.video import probe
+
+    known = probe(path)
+    words = {"image": image_size_text(known["image_size"])}
+    for name, text in (("frames", "frames"), ("fps", "frames a second"), ("seconds", "seconds")):
+        words[text] = "unknown" if known[name] is None else f"{known[name]:.6g}"
+    return known, words
 
 
 def env(_: argparse.Namespace) -> None:

@@ -25,6 +25,7 @@ MODULES = {
     "bench": "bench",
     "tune": "tune",
     "env": "describe",
+    "completion": "completion",
 }
 
 

@@ -7,6 +7,8 @@ from typing import NoReturn
 from fasttracks import __version__
 from fasttracks.errors import InputError
 
+_VIDEO = "a video, a folder of images, or numbered ones: frames/%%05d.png"
+_TRACKS = "a track file: .npz, .npy, .pt, TAP-Vid's .pkl or one clip of it, FILE.pkl:NAME"
 _Command = Callable[[str, str], argparse.ArgumentParser]
 
 
@@ -46,13 +48,13 @@ def parser() -> argparse.ArgumentParser:
     _model_options(sub)
 
     sub = command("track", "follow points through a video and write a track file")
-    sub.add_argument("input", metavar="VIDEO")
+    sub.add_argument("input", metavar="VIDEO", help=f"{_VIDEO}")
     _output_options(sub, "VIDEO-tracks.npz")
     _video_options(sub)
     sub.add_argument("--device", default="auto", help="of tapnext and cotracker: auto, cpu, cuda")
 
     sub = command("reconstruct", "turn tracks or a video into cameras and 4D points")
-    sub.add_argument("input", metavar="TRACKS|VIDEO", help="a track file (.npz) or a video")
+    sub.add_argument("input", metavar="TRACKS|VIDEO", help=f"{_TRACKS}; or {_VIDEO}")
     _output_options(sub, "INPUT-reconstruction.npz, a picture and a page beside it")
     sub.add_argument("--open", action="store_true", help="open the page in a browser")
     _model_options(sub)
@@ -78,8 +80,9 @@ def parser() -> argparse.ArgumentParser:
 
     _add_training(command)
 
-    sub = command("info", "say what a track file, reconstruction or weights file holds")
+    sub = command("info", "say what a track file, reconstruction, weights file or video holds")
     sub.add_argument("input", metavar="FILE", help="a file, or a shipped model's name")
+    _json_option(sub)
 
     sub = command("bench", "check the forward's accuracy on this machine, then time it")
     sub.add_argument(
@@ -99,6 +102,9 @@ def parser() -> argparse.ArgumentParser:
     _network_options(sub)
 
     command("env", "print versions and devices, for a bug report")
+
+    sub = command("completion", "print a script that completes commands and options in a shell")
+    sub.add_argument("shell", choices=("bash", "zsh", "fish"), help="eval it, or save it")
     return program
 
 
@@ -118,6 +124,7 @@ def _add_viewing(command: _Command) -> None:
     sub.add_argument("input", metavar="RECONSTRUCTION", help="as 'reconstruct' writes it (.npz)")
     formats = "; ".join(f"{name}: {form.text}" for name, form in FORMATS.items())
     sub.add_argument("format", metavar="FORMAT", help=formats)
+    sub.add_argument("--video", metavar="VIDEO", help="that it was made from, for its frames")
     _output_options(sub, "named like RECONSTRUCTION")
 
 
@@ -161,7 +168,8 @@ def _add_training(command: _Command) -> None:
         help="of clips as fasttracks.evaluation.clips.save_clip writes them",
     )
     _network_options(sub)
-    _refine_option(sub)
+    _refine_option(sub, "none")
+    _json_option(sub)
 
 
 def _output_options(sub: argparse.ArgumentParser, default: str) -> None:
@@ -178,25 +186,38 @@ def _network_options(sub: argparse.ArgumentParser) -> None:
 def _model_options(sub: argparse.ArgumentParser) -> None:
     _network_options(sub)
     sub.add_argument("--focal", type=float, metavar="PX", help="focal length in pixels, if known")
-    _refine_option(sub)
+    _refine_option(sub, "bundle")
 
 
-def _refine_option(sub: argparse.ArgumentParser) -> None:
+def _refine_option(sub: argparse.ArgumentParser, default: str) -> None:
     sub.add_argument(
         "--refine",
-        default="none",
+        default=default,
         choices=("none", "bundle", "finetune"),
         help="bundle: adjust cameras and points; finetune: tune a copy of the model to the clip",
     )
 
 
+def _json_option(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--json", action="store_true", help="print it for programs to read")
+
+
 def _video_options(sub: argparse.ArgumentParser) -> None:
+    """Options that stay None where they aren't given: `cli.reconstruct.VIDEO` says what is then."""
     video = sub.add_argument_group("video")
-    video.add_argument("--tracker", default="klt", help="klt, tapnext or cotracker")
-    video.add_argument("--checkpoint", metavar="FILE", help="TAPNext's or CoTracker's weights")
-    video.add_argument("--start", type=float, default=0.0, metavar="SECONDS", help="skip these")
-    video.add_argument("--frames", type=int, default=50, help="read at most this many")
-    video.add_argument("--every", type=int, default=1, metavar="N", help="keep every Nth frame")
     video.add_argument(
-        "--max-size", type=int, default=1024, metavar="PX", help="shrink the longer side to this"
+        "--tracker",
+        help="klt, tapnext, or cotracker, which is downloaded and for non-commercial use only "
+        "(default: klt)",
+    )
+    video.add_argument("--checkpoint", metavar="FILE", help="TAPNext's or CoTracker's weights")
+    video.add_argument("--grid", type=int, metavar="N", help="start N × N tracks at a time, evenly")
+    video.add_argument(
+        "--mask", metavar="IMAGE", help="start tracks where this image is bright, as many as else"
+    )
+    video.add_argument("--start", type=float, metavar="SECONDS", help="skip these (default: 0)")
+    video.add_argument("--frames", type=int, help="read at most this many (default: 50)")
+    video.add_argument("--every", type=int, metavar="N", help="keep every Nth frame (default: 1)")
+    video.add_argument(
+        "--max-size", type=int, metavar="PX", help="shrink the longer side to this (default: 1024)"
     )

@@ -4,6 +4,7 @@ import argparse
 import math
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,28 @@ from fasttracks.cli.console import (
     check_writable,
     open_in_browser,
     output_path,
+    progress,
     say,
     stage,
     table,
     with_pictures,
 )
-from fasttracks.cli.describe import summary
 from fasttracks.errors import InputError
 from fasttracks.files import replacing
+from fasttracks.image_files import read_image
 from fasttracks.network import TracksTo4D
 from fasttracks.performance.sample import CLIP
 from fasttracks.reconstruction import Reconstruction
+from fasttracks.summary import summary
+from fasttracks.track_files import is_track_file
+from fasttracks.trackers import GRID, Tracker, get_tracker, read_whole, to_tracks
+from fasttracks.trackers.gridded import Gridded
 from fasttracks.tracks import Tracks
-from fasttracks.video import Video
+from fasttracks.video import Video, probe, read_video
+
+# Options of a video, as they are where they aren't given.
+VIDEO = {"tracker": "klt", "checkpoint": None, "start": 0.0, "frames": 50, "every": 1,
+         "max_size": 1024, "grid": None, "mask": None}  # fmt: skip
 
 
 def demo(options: argparse.Namespace) -> None:
@@ -35,13 +45,18 @@ def demo(options: argparse.Namespace) -> None:
     output = Path(options.output) / "reconstruction.npz"
     for file in with_pictures(output):
         check_writable(file)
-    _finish(_reconstruct(Tracks.load(CLIP), _load(options), options), output)
+    tracks = Tracks.load(CLIP)
+    result = _reconstruct(tracks, _load(options), options)
+    frames = read_video(CLIP.with_suffix(".mp4"), times=tracks.times).frames
+    _finish(result, output, "sheep", frames)
+    say(f"open {output.with_suffix('.html')} in a browser")
 
 
 def track(options: argparse.Namespace) -> None:
     """Video to track file."""
     output = output_path(options, "-tracks.npz")
-    tracks, _ = _track(options)
+    _set_video_options(options)
+    tracks, _ = _track(options, _tracker(options))
     tracks.save(output)
     say(f"{tracks!r}\nwrote {output}")
 
@@ -49,26 +64,50 @@ def track(options: argparse.Namespace) -> None:
 def reconstruct(options: argparse.Namespace) -> None:
     """Track file or video to reconstruction."""
     output = output_path(options, "-reconstruction.npz", pictures=True)
-    if Path(options.input).suffix.lower() == ".npz":
-        tracks, frames, model = Tracks.load(options.input), None, _load(options)
+    frames = None
+    if is_track_file(options.input):
+        _refuse_video_options(options)
+        tracks, model = Tracks.load(options.input), _load(options)
     else:
-        model = _load(options)  # first: what is wrong with it need not wait for the tracker
-        tracks, video = _track(options)
+        _set_video_options(options)
+        tracker = _tracker(options)
+        probe(options.input)  # first: what is wrong with it need not wait for the model,
+        model = _load(options)  # nor what is wrong with that for the tracker
+        tracks, video = _track(options, tracker)
         frames = video.frames
-    _finish(_reconstruct(tracks, model, options), output, frames)
+    name = output.stem.removesuffix("-reconstruction")
+    _finish(_reconstruct(tracks, model, options), output, name, frames)
     if options.open:
         open_in_browser(output.with_suffix(".html"))
 
 
-def _track(options: argparse.Namespace) -> tuple[Tracks, Video]:
-    from fasttracks.trackers import get_tracker, read_whole, to_tracks
+def _refuse_video_options(options: argparse.Namespace) -> None:
+    for name in VIDEO:
+        if getattr(options, name) is not None:
+            raise InputError(
+                f"--{name.replace('_', '-')}: expected with a video alone, and {options.input} is "
+                "a track file, which is taken whole"
+            )
 
-    if options.checkpoint and options.tracker != "cotracker":
-        raise InputError(
-            f"--checkpoint: only cotracker takes one, found --tracker {options.tracker}"
-        )
-    cotracker = {"checkpoint": options.checkpoint, "device": options.device}
-    tracker = get_tracker(options.tracker, **cotracker if options.tracker == "cotracker" else {})
+
+def _set_video_options(options: argparse.Namespace) -> None:
+    for name, value in VIDEO.items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+
+
+def _tracker(options: argparse.Namespace) -> Tracker:
+    if options.tracker == "klt" and options.checkpoint:
+        raise InputError("--checkpoint: expected with --tracker tapnext or cotracker, not with klt")
+    network = {"checkpoint": options.checkpoint, "device": options.device}
+    tracker = get_tracker(options.tracker, **{} if options.tracker == "klt" else network)
+    if options.grid is None and options.mask is None:
+        return tracker
+    mask = None if options.mask is None else read_image(Path(options.mask))
+    return Gridded(tracker, GRID if options.grid is None else options.grid, mask)
+
+
+def _track(options: argparse.Namespace, tracker: Tracker) -> tuple[Tracks, Video]:
     with stage("decode"):
         whole = read_whole(
             options.input,
@@ -82,6 +121,8 @@ def _track(options: argparse.Namespace) -> tuple[Tracks, Video]:
     count, height, width, _ = video.frames.shape
     span = f"{video.times[0]:.2f} to {video.times[-1]:.2f} s"
     say(f"  {count} frames of {width}×{height} px, {span}")
+    if options.mask is not None:
+        whole = replace(whole, content=None)  # which the mask's pixels don't know of
     with stage(f"track ({options.tracker})"):
         tracks = to_tracks(whole, tracker, every=options.every, progress=sys.stderr.isatty())
     return tracks, video
@@ -95,12 +136,15 @@ def _load(options: argparse.Namespace) -> TracksTo4D:
 def _reconstruct(
     tracks: Tracks, model: TracksTo4D, options: argparse.Namespace
 ) -> "Reconstruction[np.ndarray]":
-    with stage("reconstruct"):
+    intrinsics = _intrinsics(tracks, options.focal)
+    frames, count = tracks.tracks.shape[:2]
+    if intrinsics is None and tracks.intrinsics is None and model.config.predicts_focal:
+        count += min(count, 128)  # tracks that tell the focal length first
+    if options.refine == "finetune":
+        count = 0  # it shows its own progress
+    with stage("reconstruct"), progress(model, frames * count):
         return fasttracks.reconstruct(
-            tracks,
-            model=model,
-            intrinsics=_intrinsics(tracks, options.focal),
-            refine=options.refine,
+            tracks, model=model, intrinsics=intrinsics, refine=options.refine
         )
 
 
@@ -115,7 +159,10 @@ def _intrinsics(tracks: Tracks, focal: float | None) -> Any:
 
 
 def _finish(
-    result: "Reconstruction[np.ndarray]", output: Path, frames: np.ndarray | None = None
+    result: "Reconstruction[np.ndarray]",
+    output: Path,
+    name: str,
+    frames: np.ndarray | None = None,
 ) -> None:
     """Write a reconstruction, its picture and its page: all or none."""
     from fasttracks.viewers.page import page
@@ -127,7 +174,6 @@ def _finish(
         with stage("write"):
             result.save(arrays)
         with stage("draw"):
-            draw(result, picture)
-            name = output.stem.removesuffix("-reconstruction")
+            draw(result, picture, frames)
             web.write_text(page(result, name, frames), encoding="utf-8")
     table({**summary(result), "wrote": ", ".join(map(str, files))})

@@ -20,6 +20,8 @@ def tune(options: argparse.Namespace) -> None:
     """The command: tune, write, and say what it gained."""
     from fasttracks.kernels import launches
 
+    if not torch.cuda.is_available():
+        raise InputError("tune: torch sees no CUDA GPU here, and kernels are for those alone")
     network = load(
         options.model, device=options.device, precision=options.precision, backend="triton"
     )

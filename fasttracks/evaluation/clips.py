@@ -1,7 +1,7 @@
 """Clips with truth: their files, and how well they are reconstructed."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from fasttracks.files import Npz, write_npz
 from fasttracks.network import TracksTo4D
 from fasttracks.pipeline import reconstruct
 from fasttracks.reconstruction import Reconstruction
-from fasttracks.tracks import Tracks, from_npz, normalise
+from fasttracks.tracks import Tracks, from_arrays, normalise
 
 _RULES = {
     "true_points_camera": "TN3 finite",
@@ -53,7 +53,7 @@ def load_clip(path: str | os.PathLike[str]) -> tuple[Tracks, Truth, np.ndarray]:
     (T, N) is the tracks' own if it isn't given.
     """
     file = Npz(path, "clip")
-    tracks = from_npz(file)
+    tracks = from_arrays(file)
     missing = [name for name in _RULES if name not in file and name != "true_visibility"]
     if missing:
         raise InputError(f"clip: {file.path} lacks {', '.join(missing)}")
@@ -92,7 +92,7 @@ def judge(result: Reconstruction, truth: Truth, intrinsics: np.ndarray) -> dict[
 
 
 def evaluate(
-    clips: Sequence[str | os.PathLike[str]], model: TracksTo4D, **options: Any
+    clips: Iterable[str | os.PathLike[str]], model: TracksTo4D, **options: Any
 ) -> list[dict[str, Any]]:
     """A row of metrics for each clip file, `flat` ones those of the flat guess.
 

@@ -4,7 +4,10 @@ World coordinates are the reconstruction's own, whose frame and scale are free, 
 axes (x right, y down, z forward as cameras see it). Only glTF asks for others.
 """
 
+from pathlib import Path
 from typing import Any, NamedTuple
+
+from fasttracks.errors import InputError
 
 
 class Format(NamedTuple):
@@ -14,6 +17,10 @@ class Format(NamedTuple):
     method: str
     ending: str  # of the output's name; a folder's has no dot
     options: dict[str, Any]
+    needs_video: bool = False
+
+
+_FILES = {".bin", ".glb", ".gltf", ".html", ".json", ".npz", ".png", ".ply", ".rrd", ".txt", ".zip"}
 
 
 FORMATS = {
@@ -24,4 +31,23 @@ FORMATS = {
     "tum": Format("camera path: time, position, quaternion", "to_tum", "-tum.txt", {}),
     "kitti": Format("camera path: 3 × 4 matrices", "to_kitti", "-kitti.txt", {}),
     "gltf": Format("animated points and camera, for Blender", "to_gltf", ".glb", {}),
+    "splat": Format(
+        "a folder for Gaussian splatting, with the frames of --video",
+        "to_splat",
+        "-splat",
+        {},
+        True,
+    ),
 }
+
+
+def check_folder(path: Path, argument: str = "folder") -> None:
+    """Raise InputError for the name of a file where a folder is to be written."""
+    if path.suffix.lower() in _FILES:
+        raise InputError(f"{argument}: expected a folder's name, found {path}")
+
+
+def check_ending(path: Path, *endings: str) -> None:
+    """Raise InputError for a file's name that doesn't end as its format does."""
+    if path.suffix.lower() not in endings:
+        raise InputError(f"path: expected a name ending in {' or '.join(endings)}, found {path}")

@@ -87,7 +87,7 @@ def _image_size(rec: ReconstructionData, parameters: np.ndarray) -> tuple[int, i
     return int(height), int(width)
 
 
-def _image_name(t: int) -> str:
+def image_name(t: int) -> str:
     return f"frame_{t:05d}.png"
 
 
@@ -116,7 +116,7 @@ class _Text:
         lines = []
         for t, pose in enumerate(model.poses):
             (seen,) = np.nonzero(model.visibility[t])
-            lines.append(f"{t + 1} {_join(pose)} {model.camera(t)} {_image_name(t)}")
+            lines.append(f"{t + 1} {_join(pose)} {model.camera(t)} {image_name(t)}")
             lines.append(" ".join(f"{_join(model.pixels[t, n])} {n + 1}" for n in seen))
         return _lines(lines)
 
@@ -147,7 +147,7 @@ class _Binary:
             rows = np.empty(len(seen), [("pixel", "<f8", 2), ("point", "<i8")])
             rows["pixel"], rows["point"] = model.pixels[t, seen], seen + 1
             parts.append(struct.pack("<i7di", t + 1, *pose, model.camera(t)))
-            parts.append(_image_name(t).encode() + b"\0")
+            parts.append(image_name(t).encode() + b"\0")
             parts.append(struct.pack("<Q", len(seen)) + rows.tobytes())
         return b"".join(parts)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,11 +13,14 @@ from typing import Any
 import numpy as np
 
 from fasttracks.errors import InputError
-from fasttracks.trackers import check_frames, check_queries, grid_queries
+from fasttracks.trackers.queries import check_frames, check_queries, grid_queries
 
 PACKAGE = "pip install git+https://github.com/facebookresearch/co-tracker (CC-BY-NC)"
 HUB = "facebookresearch/co-tracker:82e02e8029753ad4ef13cf06be7f4fc5facdda4d"  # one known commit
-LICENCE = "cotracker: its code and weights are for non-commercial use only (CC-BY-NC)"
+LICENCE = (
+    "cotracker: its code and weights, which are downloaded where its package isn't installed, "
+    "are for non-commercial use only (CC-BY-NC)"
+)
 WEIGHTS = (
     "give the path of scaled_offline.pth from https://huggingface.co/facebook/cotracker3 "
     "(CC-BY-NC) as checkpoint"
@@ -139,7 +143,9 @@ class CoTracker:
             raise InputError(f"checkpoint: no file {path}; {WEIGHTS}")
         try:
             return predictor(checkpoint=str(path), offline=True, window_len=self.window)
-        except Exception as error:  # whatever unpickling and loading raise
+        except pickle.UnpicklingError as error:  # whose message advises to run what the file holds
+            raise InputError(f"checkpoint: {path} is no file of weights; {WEIGHTS}") from error
+        except Exception as error:  # whatever loading raises
             raise InputError(f"checkpoint: {path} can't be loaded ({_line(error)})") from error
 
     def _from_hub(self) -> Any:

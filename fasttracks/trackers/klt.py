@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from fasttracks.errors import InputError
-from fasttracks.trackers import check_frames, check_queries, usual_count
 from fasttracks.trackers.follower import Flow, Follower, Frame
+from fasttracks.trackers.queries import check_frames, check_queries, usual_count
 from fasttracks.trackers.seeding import Grid, moving, place
 
 FIRST = 0.4  # of the tracks start in the first frame

@@ -12,10 +12,13 @@ import numpy as np
 from fasttracks.errors import printable
 from fasttracks.files import replacing
 from fasttracks.reconstruction_data import ReconstructionData
+from fasttracks.summary import summary
 
+BEGINNING = "<!doctype html>\n<!--\nA reconstruction by fasttracks"  # of each page
 _TEMPLATE = Path(__file__).parent / "page.html"
 _IMAGE_SIDE = 640  # pixels of the longer side that video frames are shrunk to
 _UNSEEN = -(2**15)
+_SHOWN = ("frames", "tracks", "reprojection error")  # facts that the page says elsewhere
 _FPS = 25.0  # where a clip doesn't know its times
 
 
@@ -67,6 +70,7 @@ def _pack(rec: ReconstructionData, name: str, frames: Any) -> dict[str, Any]:
     motion, threshold = _motion_levels(rec)
     packed = {
         "name": name,
+        "facts": {fact: text for fact, text in summary(rec).items() if fact not in _SHOWN},
         "frames": count,
         "points": points,
         "bases": len(rec.basis),

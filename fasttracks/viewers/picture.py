@@ -15,16 +15,21 @@ from matplotlib.ticker import NullFormatter
 
 from fasttracks.files import replacing
 from fasttracks.reconstruction_data import ReconstructionData
+from fasttracks.summary import summary
 
 _COLOURS = "turbo"
+_MOTION = "motion γ: how far a track strays\nfrom any still point's, in radians"
 
 
-def draw(rec: ReconstructionData, path: str | os.PathLike[str]) -> None:
+def draw(
+    rec: ReconstructionData, path: str | os.PathLike[str], frames: np.ndarray | None = None
+) -> None:
     """Write a picture (.png, .pdf, .svg) of a reconstruction.
 
-    Above: the tracks of three frames, each joined to its reprojection. Middle: points and
-    cameras from three sides, coloured by their motion γ; lines show where the moving points
-    went. Below: the reprojection error over time and how much points move.
+    Above: the tracks of three frames, each joined to its reprojection, on the video's `frames`
+    (T, H, W, 3) uint8 RGB if they are given. Middle: points and cameras from three sides,
+    coloured by their motion γ; lines show where the moving points went. Below: the reprojection
+    error over time and how much points move.
     """
     rec = rec.numpy()
     height, width = rec.image_size or np.ptp(rec.tracks.reshape(-1, 2), 0)[::-1] + 1
@@ -35,9 +40,9 @@ def draw(rec: ReconstructionData, path: str | os.PathLike[str]) -> None:
     low, high = np.percentile(rec.motion, (5, 95))
     norm = LogNorm(low, max(high, 1.001 * low))
 
-    frames = len(rec.points)
-    for axis, t in zip(rows[0].subplots(1, 3), (0, frames // 2, frames - 1), strict=True):
-        _draw_frame(axis, rec, t, norm)
+    count = len(rec.points)
+    for axis, t in zip(rows[0].subplots(1, 3), (0, count // 2, count - 1), strict=True):
+        _draw_frame(axis, rec, t, norm, None if frames is None else frames[t])
     sides = rows[1].subplots(1, 3)
     _draw_scene(sides[0], rec, (0, 2), ("right", "forward"), norm)
     sides[0].set_title("from above")
@@ -47,16 +52,26 @@ def draw(rec: ReconstructionData, path: str | os.PathLike[str]) -> None:
     colours = _draw_scene(sides[2], rec, (0, 1), ("right", "down"), norm)
     sides[2].invert_yaxis()
     sides[2].set_title("from behind the camera")
-    rows[1].colorbar(colours, ax=sides, label="motion γ", shrink=0.8)
+    rows[1].colorbar(colours, ax=sides, label=_MOTION, shrink=0.8)
     error, motion = rows[2].subplots(1, 2, width_ratios=(2, 1))
     _draw_error(error, rec)
     _draw_motion(motion, rec, norm)
-    figure.suptitle(repr(rec))
+    figure.suptitle(_title(rec))
     with replacing(Path(path)) as temporary:
         figure.savefig(temporary, dpi=100)
 
 
-def _draw_frame(axis: Axes, rec: ReconstructionData, t: int, norm: LogNorm) -> None:
+def _title(rec: ReconstructionData) -> str:
+    known = summary(rec)
+    above = [f"{len(rec.points)} frames, {len(rec.motion)} tracks"]
+    above += [f"{name}: {known[name]}" for name in ("reprojection error", "focal length")]
+    below = [f"{name}: {known[name]}" for name in ("refinement", "scale")]
+    return "\n".join("   ·   ".join(line) for line in (above, below))
+
+
+def _draw_frame(
+    axis: Axes, rec: ReconstructionData, t: int, norm: LogNorm, frame: np.ndarray | None
+) -> None:
     seen = rec.visibility[t]
     start, end = rec.tracks[t, seen], rec.reprojection[t, seen]
     axis.add_collection(LineCollection(np.stack([start, end], 1), colors="0.5", linewidths=0.8))
@@ -64,7 +79,10 @@ def _draw_frame(axis: Axes, rec: ReconstructionData, t: int, norm: LogNorm) -> N
     axis.scatter(*end.T, s=7, c=rec.motion[seen], cmap=_COLOURS, norm=norm)
     if rec.image_size:
         height, width = rec.image_size
-        axis.set(xlim=(0, width), ylim=(height, 0))
+        extent = (-0.5, width - 0.5, height - 0.5, -0.5)  # whole pixels are at their centres
+        if frame is not None:
+            axis.imshow(frame // 2 + 100, extent=extent)  # pale, for tracks to stand out
+        axis.set(xlim=extent[:2], ylim=extent[2:])
     else:
         axis.invert_yaxis()
     axis.set_aspect("equal")
@@ -134,8 +152,10 @@ def _draw_motion(axis: Axes, rec: ReconstructionData, norm: LogNorm) -> None:
     axis.bar(
         edges[:-1], counts, np.diff(edges), align="edge", color=colormaps[_COLOURS](norm(middles))
     )
-    axis.set(xscale="log", yscale="symlog", xlabel="motion γ", ylabel="points")
+    axis.set(xscale="log", yscale="symlog", xlabel=_MOTION, ylabel="points")
     axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.set_title(f"motion: {rec.moving.sum()} of {len(rec.motion)} points stand out")
+    axis.set_title(f"{rec.moving.sum()} of {len(rec.motion)} points move on their own")
     if rec.moving.any():
-        axis.axvline(rec.motion[rec.moving].min(), color="k", linestyle=":")
+        threshold = rec.motion[rec.moving].min()
+        axis.axvline(threshold, color="k", linestyle=":", label=f"moving from γ = {threshold:.2g}")
+        axis.legend()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fasttracks.errors import InputError
-from fasttracks.trackers import check_frames, grid_queries
+from fasttracks.trackers.queries import check_frames, grid_queries
 
 if TYPE_CHECKING:
     from torch import Tensor

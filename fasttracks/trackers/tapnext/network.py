@@ -73,6 +73,8 @@ class Block(nn.Module):
 class Heads(nn.Module):
     """Parameters of the coordinate head and the visibility head, in this order side by side."""
 
+    reach, radius = REACH, RADIUS
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.first = Affine((2, HIDDEN, width), (2, HIDDEN))

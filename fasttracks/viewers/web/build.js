@@ -4,7 +4,8 @@ import { readFileSync, writeFileSync } from "node:fs";
 import { build } from "esbuild";
 
 const SOURCES = [
-  "page.html", "page.css", "cameras.js", "clip.js", "cloud.js", "main.js", "panel.js", "scene.js",
+  "page.html", "page.css", "cameras.js", "clip.js", "cloud.js", "ground.js", "main.js", "panel.js",
+  "scene.js",
 ];
 const read = (name) => readFileSync(new URL(name, import.meta.url), "utf8");
 

@@ -11,10 +11,13 @@ const MOST_FRUSTA = 16;
 export function createCameras(clip, poses, depth, image) {
   const group = new Group();
   const frusta = [];
+  const extent = []; // their corners
   const stride = Math.ceil(clip.frames / MOST_FRUSTA);
   for (let t = 0; t < clip.frames; t += stride) {
     const corners = imageCorners(clip, t, 0.6 * depth).map((c) => c.applyMatrix4(poses[t]));
-    frusta.push(...edges(new Vector3().setFromMatrixPosition(poses[t]), corners));
+    const centre = new Vector3().setFromMatrixPosition(poses[t]);
+    frusta.push(...edges(centre, corners));
+    extent.push(centre, ...corners);
   }
   group.add(new LineSegments(lines(frusta), paint(0xffffff, 0.16)));
   const path = poses.map((pose) => new Vector3().setFromMatrixPosition(pose));
@@ -40,6 +43,7 @@ export function createCameras(clip, poses, depth, image) {
 
   return {
     group,
+    corners: extent,
     show(t, through) {
       for (const other of group.children) other.visible = other === current || !through;
       frame.visible = !through;

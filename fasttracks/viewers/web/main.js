@@ -13,7 +13,7 @@ function start() {
   const clip = readClip(JSON.parse($("clip").textContent));
   const state = {
     frame: 0, view: "orbit", colour: "motion", show: "all", threshold: clip.threshold,
-    trail: Math.min(12, clip.frames - 1), size: 0,
+    trail: Math.min(12, clip.frames - 1), size: 0, ground: true,
   };
   const playback = { playing: true, speed: 1, loop: true, time: clip.times[0] };
 
@@ -29,8 +29,13 @@ function start() {
 
   document.title = clip.name;
   document.querySelector("h1").textContent = clip.name;
-  $("summary").textContent =
-    `${clip.frames} frames · ${clip.points} points · reprojection ${clip.median_error.toFixed(1)} px`;
+  $("summary").textContent = `${clip.frames} frames · ${clip.points} points · ` +
+    `median reprojection error ${clip.median_error.toFixed(1)} px`;
+  for (const [name, value] of Object.entries(clip.facts)) {
+    for (const [tag, text] of [["dt", name], ["dd", value]]) {
+      $("facts").append(Object.assign(document.createElement(tag), { textContent: text }));
+    }
+  }
   document.documentElement.style.setProperty("--gradient", GRADIENT);
   $("frame").max = $("trail").max = clip.frames - 1;
   document.querySelector('#colour [data-value="video"]').disabled = !clip.colors;
@@ -70,7 +75,11 @@ function start() {
     $("play").ariaLabel = playback.playing ? "Pause" : "Play";
     $("loop").ariaPressed = playback.loop;
     $("time").textContent =
-      `${state.frame + 1} / ${clip.frames} · ${clip.times[state.frame].toFixed(2)} s`;
+      `frame ${state.frame + 1} / ${clip.frames} · ${clip.times[state.frame].toFixed(2)} s`;
+    const moving = clip.motion.filter((motion) => motion >= state.threshold).length;
+    $("moving").textContent = `${moving} of ${clip.points} are moving`;
+    $("trail-length").textContent = `${state.trail} ${state.trail === 1 ? "frame" : "frames"}`;
+    $("point-size").textContent = `${(2 ** state.size).toFixed(1)} ×`;
   }
 
   let before;
@@ -113,6 +122,11 @@ function start() {
   $("speed").addEventListener("change", () => (playback.speed = Number($("speed").value)));
   $("play").addEventListener("click", () => play());
   $("loop").addEventListener("click", () => toggleLoop());
+  $("home").addEventListener("click", () => home());
+  $("help").addEventListener("click", () => help());
+  $("scene").addEventListener("dblclick", ({ offsetX, offsetY }) => {
+    dirty ||= scene.pivot(offsetX, offsetY, state);
+  });
   for (const kind of ["pointerdown", "pointermove"]) {
     $("error").addEventListener(kind, (event) => {
       if (!event.buttons) return;
@@ -125,6 +139,7 @@ function start() {
   addEventListener("keydown", (event) => {
     const action = KEYS[event.key.toLowerCase()];
     if (!action || event.ctrlKey || event.metaKey || event.altKey) return;
+    if ($("keys").open && event.key !== "?") return;
     if (event.target.matches("input, select") && event.key.startsWith("Arrow")) return;
     event.preventDefault();
     action();
@@ -133,6 +148,15 @@ function start() {
   function toggleLoop() {
     playback.loop = !playback.loop;
     dirty = true;
+  }
+  function home() {
+    change({ view: "orbit" });
+    scene.render(state); // back from other views first
+    scene.home();
+  }
+  function help() {
+    if ($("keys").open) $("keys").close();
+    else $("keys").showModal();
   }
   function step(by) {
     play(false);
@@ -148,6 +172,9 @@ function start() {
     c: () => clip.colors && CHOICES.colour.next(),
     s: CHOICES.show.next,
     v: CHOICES.views.next,
+    r: home,
+    g: () => change({ ground: !state.ground }),
+    "?": help,
     t: () => change({ trail: state.trail ? 0 : Math.min(12, clip.frames - 1) }),
   };
 

@@ -76,7 +76,7 @@ export function createPanel(clip, videoCanvas, errorCanvas, image) {
     draw.font = `${11 * unit}px system-ui, sans-serif`;
     draw.textAlign = x(state.frame) > w / 2 ? "right" : "left";
     const side = draw.textAlign === "right" ? -6 : 6;
-    draw.fillText(`${median.toFixed(1)} · ${high.toFixed(1)} px`, x(state.frame) + side * unit, 13 * unit);
+    draw.fillText(`median ${median.toFixed(1)} px, 9 in 10 below ${high.toFixed(1)}`, x(state.frame) + side * unit, 13 * unit);
   }
 
   return {

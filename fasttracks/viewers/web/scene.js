@@ -1,13 +1,18 @@
 // The 3D view: where the eye is, what it sees.
 
-import { Group, Matrix4, PerspectiveCamera, Scene, Vector3, WebGLRenderer } from "three";
+import { Group, Matrix4, PerspectiveCamera, Quaternion, Scene, Vector3, WebGLRenderer } from "three";
 import { OrbitControls } from "three/addons/controls/OrbitControls.js";
 import { createCameras } from "./cameras.js";
 import { quantile } from "./clip.js";
 import { createCloud } from "./cloud.js";
+import { createAxes, createGrid } from "./ground.js";
 
 const FIELD = 45; // degrees from top to bottom, where the eye is free
 const BORDER = 84; // pixels above and below an image looked at through its camera
+const MARGINS = { top: 78, bottom: 96, side: 28 }; // pixels of the canvas that home leaves free
+const HOME = new Vector3(0.5, 0.34, 1); // from the scene to the eye
+const STRAY = 0.7; // of the range that nearly all points take, from its middle
+const NEAR = 24; // pixels from a double-click to the point that is meant
 
 export function createScene(canvas, clip, image) {
   const renderer = new WebGLRenderer({ canvas, antialias: true });
@@ -16,6 +21,7 @@ export function createScene(canvas, clip, image) {
   const eye = new PerspectiveCamera(FIELD, 1, 0.01, 200);
   const controls = new OrbitControls(eye, canvas);
   controls.enableDamping = true;
+  controls.zoomToCursor = true;
 
   const poses = Array.from({ length: clip.frames }, (_, t) =>
     new Matrix4().set(...clip.cameras.subarray(12 * t, 12 * t + 12), 0, 0, 0, 1));
@@ -30,17 +36,25 @@ export function createScene(canvas, clip, image) {
   world.matrixAutoUpdate = false;
   world.matrix.copy(upright);
   const scene = new Scene();
-  scene.add(world);
+  const places = core(clip, upright);
+  const grid = createGrid(places);
+  const drawAxes = createAxes(upright);
+  scene.add(world, grid);
 
-  const extent = measure(clip, upright, centres);
+  const middle = median(places);
+  const radius = Math.max(quantile(Float32Array.from(places, (p) => p.distanceTo(middle)), 0.9), 1e-3);
   const kept = { position: new Vector3(), target: new Vector3() }; // of the free eye
   let shown = { view: "orbit", frame: 0 }; // the state drawn last
   let size = "";
+  let untouched = true; // the eye is still at home
+  let moved = false; // the eye, since it was drawn last
+  controls.addEventListener("start", () => (untouched = false));
+  controls.addEventListener("change", () => (moved = true)); // also from events, between frames
 
-  function home(aspect) {
-    const field = 2 * Math.atan(Math.tan((FIELD * Math.PI) / 360) * Math.min(1, aspect));
-    controls.target.copy(extent.centre);
-    eye.position.set(0.62, 0.42, 1).setLength((0.78 * extent.radius) / Math.sin(field / 2)).add(extent.centre);
+  function home() {
+    const all = [...places, ...cameras.corners.map((corner) => corner.clone().applyMatrix4(upright))];
+    fit(eye, controls.target, all, canvas, middle);
+    untouched = true;
   }
 
   function changeView(from, to) {
@@ -65,8 +79,36 @@ export function createScene(canvas, clip, image) {
     eye.fov = (360 / Math.PI) * Math.atan(half);
   }
 
+  /** The shown point drawn nearest to a place on the canvas, in front of others there. */
+  function pointAt(x, y, state) {
+    const place = new Vector3();
+    let found = null;
+    let best = NEAR;
+    for (let n = 0; n < clip.points; n++) {
+      const moving = clip.motion[n] >= state.threshold;
+      if (state.show !== "all" && moving !== (state.show === "moving")) continue;
+      place.fromArray(clip.positions, 3 * (state.frame * clip.points + n)).applyMatrix4(upright);
+      const there = place.clone();
+      place.project(eye);
+      const u = ((place.x + 1) / 2) * canvas.clientWidth;
+      const v = ((1 - place.y) / 2) * canvas.clientHeight;
+      const away = Math.hypot(u - x, v - y);
+      if (away < best && Math.abs(place.z) < 1) [best, found] = [away, there];
+    }
+    return found;
+  }
+
   return {
     controls,
+    home,
+    /** Turn about the point at a place on the canvas from now on; whether there is one. */
+    pivot(x, y, state) {
+      const point = state.view !== "through" && pointAt(x, y, state);
+      if (!point) return false;
+      controls.target.copy(point);
+      untouched = false;
+      return true;
+    },
     /** Draw a state, if it differs from what was drawn last. */
     render(state, force) {
       const { clientWidth: width, clientHeight: height } = canvas;
@@ -75,7 +117,7 @@ export function createScene(canvas, clip, image) {
       if (resized) {
         renderer.setSize(width, height, false);
         eye.aspect = width / height;
-        if (!size) home(eye.aspect);
+        if (untouched && state.view === "orbit") home();
         size = `${width} ${height}`;
       }
       if (shown.view !== state.view) changeView(shown.view, state.view);
@@ -84,19 +126,57 @@ export function createScene(canvas, clip, image) {
         eye.position.add(step);
         controls.target.add(step);
       }
-      const moved = state.view === "through" ? lookThrough(state.frame) : controls.update();
+      if (state.view === "through") lookThrough(state.frame);
+      else controls.update();
       const same = Object.keys(state).every((key) => state[key] === shown[key]);
       if (same && !moved && !resized && !force) return;
       shown = { ...state };
+      moved = false;
 
       eye.updateProjectionMatrix();
       const pixels = renderer.domElement.height / Math.tan((eye.fov * Math.PI) / 360) / 2;
-      const radius = (state.view === "through" ? 0.008 : 0.014) * extent.radius;
-      cloud.show(state, 2 * radius * 2 ** state.size * pixels);
+      const point = (state.view === "through" ? 0.012 : 0.021) * radius;
+      cloud.show(state, 2 * point * 2 ** state.size * pixels);
       cameras.show(state.frame, state.view === "through");
+      grid.visible = state.ground && state.view !== "through";
       renderer.render(scene, eye);
+      if (grid.visible) drawAxes(renderer, eye.quaternion);
     },
   };
+}
+
+/**
+ * Put the eye where it sees all places, as near as it can be, looking from `HOME`.
+ *
+ * With the places in axes along the eye's, each border of the free part of the canvas is a plane
+ * through the eye, and each place on its inner side a linear inequality in where the eye is.
+ */
+function fit(eye, target, places, canvas, middle) {
+  const turn = new Quaternion().setFromRotationMatrix(
+    new Matrix4().lookAt(HOME, new Vector3(), new Vector3(0, 1, 0)));
+  const back = turn.clone().invert();
+  const half = Math.tan((FIELD * Math.PI) / 360);
+  const { clientWidth: width, clientHeight: height } = canvas;
+  const slope = (margin, side) => half * Math.max(0.2, (side - 2 * margin) / height);
+  const [right, up, down] = [
+    slope(Math.min(MARGINS.side, 0.1 * width), width),
+    slope(Math.min(MARGINS.top, 0.2 * height), height),
+    slope(Math.min(MARGINS.bottom, 0.2 * height), height),
+  ];
+  const farthest = [-Infinity, -Infinity, -Infinity, -Infinity]; // right, left, up, down
+  for (const place of places) {
+    const { x, y, z } = place.clone().applyQuaternion(back);
+    [x + right * z, right * z - x, y + up * z, down * z - y].forEach((value, i) => {
+      farthest[i] = Math.max(farthest[i], value);
+    });
+  }
+  const distance = Math.max(
+    (farthest[0] + farthest[1]) / (2 * right), (farthest[2] + farthest[3]) / (up + down));
+  const x = (farthest[0] - farthest[1]) / 2;
+  const y = (farthest[2] - up * distance + down * distance - farthest[3]) / 2;
+  const ahead = middle.clone().applyQuaternion(back).z;
+  eye.position.set(x, y, distance).applyQuaternion(turn);
+  target.set(x, y, Math.min(ahead, distance - 1e-3)).applyQuaternion(turn);
 }
 
 /** To y up and a depth of about 1, seen as by the given camera, which stands at the origin. */
@@ -113,15 +193,28 @@ function medianDepth({ frames, points, cameras, positions }) {
   return Math.max(quantile(depths, 0.5), 1e-6);
 }
 
-/** The middle and radius of points and of cameras, but for a few far strays. */
-function measure(clip, upright, centres) {
+/** Where the points of the static scene and of some frames are, but for a few far strays. */
+function core(clip, upright) {
   const place = new Vector3();
-  const places = [...centres];
-  for (let i = 0; i < clip.staticPositions.length; i += 3) {
-    places.push(place.fromArray(clip.staticPositions, i).applyMatrix4(upright).clone());
+  const places = [];
+  const frames = [0, 0.5, 1].map((share) => Math.round(share * (clip.frames - 1)));
+  const clouds = frames.map((t) => clip.positions.subarray(3 * t * clip.points, 3 * (t + 1) * clip.points));
+  for (const cloud of [clip.staticPositions, ...clouds]) {
+    for (let i = 0; i < cloud.length; i += 3) {
+      places.push(place.fromArray(cloud, i).applyMatrix4(upright).clone());
+    }
   }
-  const axis = (name, share) => quantile(Float32Array.from(places, (p) => p[name]), share);
-  const centre = new Vector3(...["x", "y", "z"].map((c) => (axis(c, 0.03) + axis(c, 0.97)) / 2));
-  const away = (list, share) => quantile(Float32Array.from(list, (p) => p.distanceTo(centre)), share);
-  return { centre, radius: Math.max(away(places, 0.9), away(centres, 0.9), 1e-3) };
+  const axes = ["x", "y", "z"];
+  const along = (axis, share) => quantile(Float32Array.from(places, (p) => p[axis]), share);
+  const bounds = axes.map((axis) => [along(axis, 0.02), along(axis, 0.98)]);
+  const inside = places.filter((p) => axes.every((axis, i) => {
+    const [low, high] = bounds[i];
+    return Math.abs(p[axis] - (low + high) / 2) <= STRAY * (high - low);
+  }));
+  return inside.length ? inside : places;
+}
+
+function median(places) {
+  return new Vector3(...["x", "y", "z"].map((axis) =>
+    quantile(Float32Array.from(places, (p) => p[axis]), 0.5)));
 }
