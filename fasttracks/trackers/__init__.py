@@ -158,8 +158,9 @@ def grid_queries(
         across, down = ((0.25, 0.25), (0.75, 0.75), (0.75, 0.25), (0.25, 0.75))[turn % 4]
         x = (np.arange(grid) + across) / grid * width - 0.5
         y = (np.arange(grid) + down) / grid * height - 0.5
-        rows = np.meshgrid([start], y, x, indexing="ij")
-        queries.append(np.stack(rows, axis=-1).reshape(-1, 3))
+        row, column = np.meshgrid(y, x, indexing="ij")
+        points = np.stack([np.full_like(row, start), column, row], axis=-1)
+        queries.append(points.reshape(-1, 3))
     return np.concatenate(queries).astype(np.float32)
 
 
