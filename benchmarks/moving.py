@@ -10,7 +10,6 @@ results/moving-MODEL.json.
 
 import argparse
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,8 @@ import numpy as np
 import torch
 
 import fasttracks
+from fasttracks.reconstruction_data import tell_moving
+from fasttracks.refine.bundle import bundle
 from fasttracks.scenes.generator import Clips, generate, seeded
 from fasttracks.scenes.held_out import VALIDATION
 from fasttracks.scenes.library import load as load_library
@@ -71,11 +72,24 @@ OUTLINES: dict[str, dict[int, list[str]]] = {
 }
 
 
-def former(rec: Any) -> np.ndarray:
+def former(gamma: np.ndarray) -> np.ndarray:
     """The rule before Otsu's."""
-    level = np.log(rec.motion)
+    level = np.log(gamma)
     median = np.median(level)
     return level > median + 3 * 1.4826 * np.median(np.abs(level - median))
+
+
+def judge(
+    gamma: np.ndarray, adjusted: np.ndarray, seen: np.ndarray, moving: np.ndarray, still: np.ndarray
+) -> dict[str, dict[str, float]]:
+    """Scores of γ (N,) by the former rule and by `moving`, and of that after bundle adjustment."""
+    twice = seen.sum(0) > 1
+    ways = {
+        "former": former(gamma),
+        "moving": tell_moving(gamma, seen),
+        "moving, bundle": tell_moving(adjusted, seen),
+    }
+    return {name: score(found, moving & twice, still & twice) for name, found in ways.items()}
 
 
 def score(found: np.ndarray, moving: np.ndarray, still: np.ndarray) -> dict[str, float]:
@@ -89,54 +103,33 @@ def score(found: np.ndarray, moving: np.ndarray, still: np.ndarray) -> dict[str,
     return {name: 100 * a / b if b else float("nan") for name, (a, b) in parts.items()}
 
 
-def judge(reconstruct: Callable[[str], Any], moving: np.ndarray, still: np.ndarray) -> dict:
-    """Scores by the former rule, by `moving`, and by `moving` after bundle adjustment."""
-    rec, adjusted = reconstruct("none"), reconstruct("bundle")
-    seen = rec.visibility.sum(0) > 1
-    ways = {"former": former(rec), "moving": rec.moving, "moving, bundle": adjusted.moving}
-    return {name: score(found, moving & seen, still & seen) for name, found in ways.items()}
-
-
-def scene(clip: Clips, model: Any) -> dict:
+@torch.no_grad()
+def scene(clip: Clips, model: Any) -> dict[str, dict[str, float]]:
     """Scores of a generated clip."""
-    pixels = float(clip.pixels[0])
-    tracks = pixels * clip.tracks[0, ..., :2].numpy()
-    camera = np.diag([pixels, pixels, 1.0])
-    known = bool(clip.focal[0] == 1)
-    side = tuple(int(np.ceil(2 * pixels * v)) for v in clip.extent[0].flip(0).tolist())
-    middle = (np.array(side[::-1]) - 1) / 2
-    camera[:2, 2] = middle
-
-    def reconstruct(refine: str) -> Any:
-        return fasttracks.reconstruct(
-            tracks + middle,
-            clip.tracks[0, ..., 2].numpy() > 0,
-            intrinsics=camera if known else None,
-            image_size=side,
-            model=model,
-            refine=refine,
-        )
-
+    weight = model.points.weight
+    given = model(clip.tracks.to(weight.device, weight.dtype))
+    adjusted, _ = bundle(given, clip.tracks.to(weight.device), (clip.focal == 1).to(weight.device))
+    gamma, after = (p.motion[0].float().cpu().numpy() for p in (given, adjusted))
     moving = clip.moving[0].numpy()
-    return judge(reconstruct, moving, ~moving)
+    return judge(gamma, after, clip.tracks[0, ..., 2].numpy() > 0, moving, ~moving)
 
 
-def animal(video: Path, model: Any) -> dict:
+def animal(video: Path, model: Any) -> dict[str, dict[str, float]]:
     """Scores of a real clip by its outlines."""
     tracks = fasttracks.track(video)
-    inside, beside = np.zeros((2, tracks.tracks.shape[1]), bool)
+    seen = np.asarray(tracks.visibility)
+    inside, beside = np.zeros((2, seen.shape[1]), bool)
     for frame, outlines in OUTLINES[video.stem].items():
-        assert tracks.visibility is not None
-        for n in np.flatnonzero(tracks.visibility[frame]):
+        for n in np.flatnonzero(seen[frame]):
             place = tuple(map(float, tracks.tracks[frame, n]))
             depth = max(cv2.pointPolygonTest(_polygon(text), place, True) for text in outlines)
             inside[n] |= depth > 0
             beside[n] |= depth < -BESIDE
-    return judge(
-        lambda refine: fasttracks.reconstruct(tracks, model=model, refine=refine),
-        inside & ~beside,
-        beside & ~inside,
+    gamma, after = (
+        fasttracks.reconstruct(tracks, model=model, refine=refine).motion
+        for refine in ("none", "bundle")
     )
+    return judge(gamma, after, seen, inside & ~beside, beside & ~inside)
 
 
 def _polygon(text: str) -> np.ndarray:
