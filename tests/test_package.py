@@ -1,6 +1,5 @@
 """What is shipped, and what an import costs."""
 
-import re
 import subprocess
 import sys
 import tarfile
