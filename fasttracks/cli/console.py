@@ -48,7 +48,7 @@ def output_path(options: argparse.Namespace, ending: str, *, pictures: bool = Fa
     suffix = Path(f"name{ending}").suffix
     if suffix and path.is_dir():
         raise InputError(f"-o: {path} is a directory; expected a file name")
-    if path.suffix != suffix:
+    if path.suffix != suffix and (options.output or suffix):
         expected = f"a name ending in {suffix}" if suffix else "a folder's name without a dot"
         raise InputError(f"-o: expected {expected}, found {path}")
     for file in with_pictures(path) if pictures else (path,):
