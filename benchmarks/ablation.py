@@ -19,7 +19,8 @@ from fasttracks.config import Config
 from fasttracks.scenes.held_out import validation
 from fasttracks.scenes.library import load as load_library
 from fasttracks.scenes.variety import CASUAL, Variety
-from fasttracks.training.loop import Schedule, start, train
+from fasttracks.training.loop import train
+from fasttracks.training.run import Schedule, start
 from fasttracks.training.sources import Batch, Source, scenes
 from fasttracks.weights import resolve_device
 

@@ -24,7 +24,7 @@ from fasttracks.geometry import project, to_camera
 from fasttracks.scenes.held_out import VALIDATION, VALIDATION_FRAMES, VALIDATION_TRACKS
 from fasttracks.scenes.library import load as load_library
 from fasttracks.scenes.variety import CASUAL, Variety
-from fasttracks.training.loop import judge, judge_each
+from fasttracks.training.judging import judge, judge_each
 from fasttracks.training.sources import Batch, scenes
 
 RESULTS = Path(__file__).parent / "results"

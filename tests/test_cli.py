@@ -17,7 +17,7 @@ import fasttracks
 from fasttracks import Reconstruction, Tracks
 from fasttracks.cli.main import main
 from fasttracks.export import FORMATS
-from fasttracks.training.loop import Schedule
+from fasttracks.training.run import Schedule
 from fasttracks.weights import save
 
 

@@ -26,8 +26,9 @@ from fasttracks.learning import forward, unsupervised
 from fasttracks.scenes.library import load as load_library
 from fasttracks.scenes.variety import ASSUMED_FOCAL, CASUAL, WALK, Variety
 from fasttracks.training import loop
-from fasttracks.training.loop import Run, Schedule, cut, fitting, start, train
+from fasttracks.training.loop import cut, fitting, train
 from fasttracks.training.muon import Muon
+from fasttracks.training.run import Run, Schedule, start
 from fasttracks.training.sources import recordings, scenes
 from fasttracks.training.supervision import supervised
 from fasttracks.weights import save

@@ -17,8 +17,9 @@ from fasttracks.scenes.held_out import validation
 from fasttracks.scenes.library import load as load_library
 from fasttracks.scenes.variety import ASSUMED_FOCAL, TURNS
 from fasttracks.tracks import Tracks
-from fasttracks.training.loop import Run, Schedule, cpu_tokens, start
+from fasttracks.training.loop import cpu_tokens
 from fasttracks.training.loop import train as train_network
+from fasttracks.training.run import Run, Schedule, start
 from fasttracks.training.sources import Source, recordings, scenes
 from fasttracks.weights import resolve_device
 
