@@ -516,7 +516,9 @@ def test_a_slow_cpu_says_how_long_it_takes(model, monkeypatch) -> None:
 
 
 def test_options_are_checked() -> None:
-    assert get_tracker("tapnext", checkpoint="a", grid=9) == TAPNext("a", grid=9)
+    assert get_tracker("tapnext", checkpoint=__file__, grid=9) == TAPNext(__file__, grid=9)
+    with pytest.raises(InputError, match=r"^checkpoint: no file a; curl"):
+        get_tracker("tapnext", checkpoint="a")
     for options in ({"grid": 0}, {"every": 1.5}, {"few": -1}, {"size": 300}):
         with pytest.raises(InputError, match=f"^{next(iter(options))}: expected"):
             TAPNext(**options)
@@ -648,6 +650,7 @@ def test_from_a_video_by_the_command_line(model, tmp_path, monkeypatch, capsys) 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(weights, "load", lambda path, device, dtype: (model, 32))
     write_video(tmp_path / "a.mp4", count=3, size=(48, 32))
+    Path("w.safetensors").touch()
     command = ["track", "a.mp4", "--tracker", "tapnext", "--checkpoint", "w.safetensors"]
     assert main([*command, "--device", "cpu"]) == 0
     assert "track (tapnext)" in capsys.readouterr().out

@@ -108,9 +108,11 @@ def get_tracker(name: str, **options: Any) -> Tracker:
 
         return KLT(**options)
     if name == "tapnext":
-        from fasttracks.trackers.tapnext import TAPNext
+        from fasttracks.trackers.tapnext import TAPNext, found
 
-        return TAPNext(**options)
+        tapnext = TAPNext(**options)
+        found(tapnext.checkpoint)  # that it lacks is better known before a video is decoded
+        return tapnext
     if name == "cotracker":
         from fasttracks.trackers.cotracker import CoTracker
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fasttracks.trackers.tapnext.session import Session
+
+LICENCE = "Apache-2.0"
+URL = "https://storage.googleapis.com/dm-tapnet/tapnextpp/tapnextpp_ckpt.pt"
+HOW = f"curl -LO {URL} (2.5 GB, {LICENCE}), then: fasttracks convert tapnextpp_ckpt.pt"
 
 _SPACE = 256  # see `network`
 _AT_ONCE = 8  # frames that are brought to the GPU together
@@ -104,15 +109,15 @@ class TAPNext:
                 torch.tensor(np.stack(directions)),
                 torch.tensor(np.stack([points] * len(directions))),
             )
-            found = []
+            steps = []
             began = time.perf_counter()
             for t in tqdm(range(count), desc="track", unit="frame", disable=not progress):
                 if t % _AT_ONCE == 0:
                     images = self._images(frames, range(t, min(t + _AT_ONCE, count)), directions)
-                found.append(session.step(images[t % _AT_ONCE]).clone())
+                steps.append(session.step(images[t % _AT_ONCE]).clone())
                 if t == 0 and session.device.type == "cpu":
                     _warn_of_time(time.perf_counter() - began, count, progress)
-            out = torch.stack(found).cpu().numpy()
+            out = torch.stack(steps).cpu().numpy()
 
         forwards, backwards = out[:, 0], out[::-1, -1]
         onwards = np.arange(count)[:, None] >= start
@@ -162,14 +167,12 @@ class TAPNext:
     @cached_property
     def _loaded(self) -> tuple[Any, int, Any]:
         """The network, the frames' side and the device, loaded on first use."""
-        from fasttracks.trackers.tapnext.weights import HOW, load
+        from fasttracks.trackers.tapnext.weights import load
         from fasttracks.weights import resolve_device, resolve_precision
 
         device = resolve_device(self.device)
         dtype = resolve_precision(self.precision, device)
-        if self.checkpoint is None:
-            raise InputError(f"checkpoint: tapnext needs its weights; {HOW}")
-        model, size = load(self.checkpoint, device, dtype)
+        model, size = load(found(self.checkpoint), device, dtype)
         return model, self.size or size, device
 
     def _new_session(self, batch: int, rows: int) -> Session:
@@ -258,13 +261,23 @@ class Online:
                     torch.from_numpy(_to_space(new[:, 1:], size))[None],
                 )
             image = torch.from_numpy(np.ascontiguousarray(frame)).to(self._session.device)
-            found = self._session.step(resized(image[None], self._session.size))
-            out = found[0, : self.joined + len(new)].cpu().numpy()
+            answer = self._session.step(resized(image[None], self._session.size))
+            out = answer[0, : self.joined + len(new)].cpu().numpy()
         self.joined += len(new)
         self._frame += 1
         tracks, visible = self._tracker._read(out, size)
         tracks[fresh], visible[fresh] = new[:, 1:], True
         return tracks, visible
+
+
+def found(checkpoint: str | os.PathLike[str] | None) -> Path:
+    """A checkpoint's path, or InputError that says how to get one."""
+    if checkpoint is None:
+        raise InputError(f"checkpoint: tapnext needs its weights; {HOW}")
+    path = Path(checkpoint)
+    if not path.is_file():
+        raise InputError(f"checkpoint: no file {path}; {HOW}")
+    return path
 
 
 def _at(points: np.ndarray | None, frame: int) -> np.ndarray:

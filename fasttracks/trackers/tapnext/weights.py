@@ -23,11 +23,8 @@ from torch import Tensor
 
 from fasttracks.errors import InputError
 from fasttracks.files import replacing
+from fasttracks.trackers.tapnext import HOW, LICENCE, found
 from fasttracks.trackers.tapnext.network import HEAD, HIDDEN, PATCH, SPACE, TAPS, Network
-
-LICENCE = "Apache-2.0"
-URL = "https://storage.googleapis.com/dm-tapnet/tapnextpp/tapnextpp_ckpt.pt"
-HOW = f"curl -LO {URL} (2.5 GB, {LICENCE}), then: fasttracks convert tapnextpp_ckpt.pt"
 
 _KIND, _SIZE = "tapnext", "size"  # in the header
 _PathLike = str | os.PathLike[str]
@@ -95,9 +92,7 @@ def load(
         device: to put it on.
         dtype: of the large matrices. The rest is float32, or float64 with them.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"checkpoint: no file {path}; {HOW}")
+    path = found(path)
     if path.suffix != ".safetensors":
         raise InputError(
             f"checkpoint: expected a .safetensors file, found {path}; once, 'fasttracks convert "
@@ -224,8 +219,7 @@ def _layout() -> dict[str, dict[str, _Shape]]:
 
 def _state_dict(path: Path) -> dict[str, Any]:
     """The tensors of a .pt or .ckpt by their released names; their numbers stay on disk."""
-    if not path.is_file():
-        raise InputError(f"checkpoint: no file {path}; {HOW}")
+    found(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # whatever a damaged or hostile file makes torch raise
