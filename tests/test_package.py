@@ -1,5 +1,6 @@
 """What is shipped, and what an import costs."""
 
+import re
 import subprocess
 import sys
 import tarfile
