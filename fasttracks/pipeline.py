@@ -1,9 +1,10 @@
 """`reconstruct`: tracks in, cameras and points out."""
 
+import ctypes
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, overload
 
 import numpy as np
@@ -84,7 +85,7 @@ def reconstruct(
 
     Arrays may be numpy or torch, on any device; results are numpy unless `tracks` is a
     torch tensor, then torch on its device. The same input gives the same output, bit for
-    bit, on the same device and precision.
+    bit, on the same device, with the same precision and, on a CPU, number of threads.
 
     Args:
         tracks: (T, N, 2) pixels, as CoTracker and KLT give them, NaN where unseen; or a
@@ -154,7 +155,21 @@ def reconstruct(
     ]
     if not isinstance(tracks, Tensor):
         results = [result.numpy() for result in results]
+    if heads.device.type == "cpu":
+        _malloc_trim()(0)
     return results if batch else results[0]
+
+
+@cache
+def _malloc_trim() -> Callable[[int], Any]:
+    """glibc's, which gives freed memory back to the system; else a stand-in.
+
+    Without it, calls of ever other shapes leave ever more of the heap in pieces.
+    """
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):
+        return lambda pad: 0
 
 
 def _focal_correction(run: TracksTo4D | Engine, inputs: Tensor) -> Tensor:

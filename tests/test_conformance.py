@@ -28,8 +28,19 @@ def models(tmp_path_factory):
     return paths
 
 
-@pytest.mark.parametrize("dtype", BOUND, ids=str)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        pytest.param(
+            name,
+            dtype,
+            id=f"{name}-{dtype}",
+            marks=[pytest.mark.slow] if "n100" in name and dtype == torch.float64 else [],
+        )
+        for name in NAMES
+        for dtype in BOUND
+    ],
+)
 def test_network_and_reference(name, dtype, models):
     truth = vectors(name)
     path = models["focal" in truth]

@@ -33,6 +33,7 @@ def test_fine_tuning_lowers_the_loss_and_leaves_the_network_alone():
     assert torch.allclose(alone.points[0], tuned.points[1], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_fine_tuning_keeps_the_best_and_stops_early():
     network, tracks = tiny_network(dtype=torch.float32), random_tracks(5, 8).float()
     wild, report = finetune(network, tracks, steps=1000, learning_rate=10.0)

@@ -1,5 +1,6 @@
 """What is shipped, and what an import costs."""
 
+import re
 import subprocess
 import sys
 import tarfile
@@ -61,3 +62,19 @@ def test_wheel_and_sdist(archives):
     with tarfile.open(sdist) as archive:
         inside = {name.split("/", 1)[-1] for name in archive.getnames()}
     assert sources | {"kernels/compose_project.py", "README.md", "LICENSE"} <= inside
+
+
+def test_types_reach_a_user(tmp_path):
+    """The README's Python passes mypy, as this environment's packages have it, and has types."""
+    readme = (ROOT / "README.md").read_text()
+    code = "\n".join(re.findall(r"^```python\n(.*?)^```", readme, re.DOTALL | re.MULTILINE))
+    (tmp_path / "snippet.py").write_text(code + "\nreveal_type(rec)\n")
+    said = subprocess.run(
+        [sys.executable, "-m", "mypy", "--cache-dir", str(tmp_path), "snippet.py"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert said.returncode == 0, said.stdout + said.stderr
+    assert "Reconstruction[numpy.ndarray" in said.stdout

@@ -302,3 +302,15 @@ def test_reconstruction_files_are_checked(tmp_path, model):
 def test_a_path_is_no_array():
     with pytest.raises(InputError, match=r"fasttracks\.track"):
         fasttracks.reconstruct("dog.mp4")
+
+
+def test_freed_memory_goes_back_to_the_system_after_a_call(monkeypatch):
+    from fasttracks import pipeline
+
+    assert pipeline._malloc_trim()(0) in (0, 1)  # the real one, where there is one
+    pads = []
+    monkeypatch.setattr(pipeline, "_malloc_trim", lambda: pads.append)
+    xy = np.random.default_rng(0).uniform(0, 400, (4, 10, 2))
+    model = tiny_network(dtype=torch.float32).requires_grad_(False)
+    fasttracks.reconstruct(xy, image_size=(400, 400), model=model)
+    assert pads == [0]

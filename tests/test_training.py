@@ -258,6 +258,7 @@ def test_steps_see_clips_of_every_length(source):
     assert len(lengths) > 10
 
 
+@pytest.mark.slow
 def test_supervision_learns_one_batch(tmp_path):
     known = Variety(unknown_focal=0.0)  # as the tiny network corrects none
     batch = scenes(LIBRARY, 0, (known,))((2, 6, 12), 1)
@@ -377,6 +378,7 @@ def test_start_from_weights_of_any_size_learns_the_focal_length(tmp_path):
     assert (prediction.focal == 1).all()
 
 
+@pytest.mark.slow
 def test_a_deepened_network_says_nearly_the_same_and_can_learn_to_say_more():
     network = fasttracks.load("base", device="cpu")
     known = replace(CASUAL, unknown_focal=0.0)
