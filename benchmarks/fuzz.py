@@ -46,7 +46,7 @@ from fasttracks.network import TracksTo4D
 from fasttracks.video import read_video
 from fasttracks.weights import convert, describe, save
 
-SECONDS, BYTES = 10, 2e9  # that a case may take
+SECONDS, BYTES = 10, 2e9  # of computing and of memory, that a case may take
 TINY = Config(width=32, heads=2, head_width=16, mlp_width=48, rounds=1, bases=4, frequencies=6)
 FORMATS = ("ply", "ply-frames", "colmap", "colmap-text", "tum", "kitti", "gltf")
 
@@ -433,7 +433,7 @@ def run(seeds: Path, number: int, seed: int) -> Outcome:
             _child(seeds, number, seed, work, report)
         while True:
             done, status, usage = os.wait4(child, os.WNOHANG)
-            if done or time.monotonic() - began > 6 * SECONDS:
+            if done or time.monotonic() - began > 30 * SECONDS:  # of waiting, too
                 break
             time.sleep(0.002)
         if not done:

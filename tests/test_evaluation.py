@@ -8,7 +8,7 @@ import torch
 from helpers import tiny_network
 
 import fasttracks
-from fasttracks import Tracks
+from fasttracks import InputError, Tracks
 from fasttracks.evaluation.clips import evaluate, load_clip, save_clip
 from fasttracks.evaluation.metrics import Estimate, Truth, align, flat_guess, metrics
 from fasttracks.geometry import exponential
@@ -129,6 +129,36 @@ def test_trajectory_metrics_agree_with_evo():
     }
     for name, value in expected.items():
         assert math.isclose(found[name].item(), value, rel_tol=1e-6), name
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("true_points_camera", np.full((6, 20, 3), np.nan)),
+        ("true_points_camera", np.zeros((6, 20, 2))),
+        ("true_camera_to_world", np.zeros((6, 4, 4))),
+        ("true_camera_to_world", np.tile(np.eye(4), (5, 1, 1))),
+        ("true_intrinsics", np.diag([0.0, 1, 1])),
+        ("true_intrinsics", np.tile(np.eye(3), (6, 1, 1))),
+        ("true_visibility", np.full((6, 20), 2)),
+        ("moving", np.zeros((20, 2), bool)),
+        ("moving", np.full(20, "x")),
+    ],
+)
+def test_truth_that_cannot_be(tmp_path, name, value):
+    truth = {
+        "true_points_camera": np.ones((6, 20, 3)),
+        "true_camera_to_world": np.tile(np.eye(4), (6, 1, 1)),
+        "true_intrinsics": np.diag([100.0, 100, 1]),
+        "true_visibility": np.ones((6, 20), bool),
+        "moving": np.zeros(20, bool),
+    }
+    tracks = np.random.default_rng(0).uniform(0, 99, (6, 20, 2))
+    np.savez(tmp_path / "right.npz", tracks=tracks, **truth)
+    assert load_clip(tmp_path / "right.npz")[1].points_camera.shape == (1, 6, 20, 3)
+    np.savez(tmp_path / "wrong.npz", tracks=tracks, **truth | {name: value})
+    with pytest.raises(InputError, match=f"{name}"):
+        load_clip(tmp_path / "wrong.npz")
 
 
 def test_clips_are_judged_from_their_files(tmp_path):
