@@ -1,5 +1,6 @@
 """Run the tests that need a GPU and keep what came of them: `python benchmarks/gpu_tests.py`.
 
+Further options are pytest's, such as `-n 4` of pytest-xdist, as most of the time is compilation.
 Writes results/gpu-tests.json, which `tests/test_docs.py` holds against the kernels and tests that
 are there now. Exits like pytest does.
 """
@@ -39,7 +40,7 @@ def kernels() -> dict[str, str]:
 def main() -> int:
     """Run and record."""
     counted = Counted()
-    status = pytest.main(["-m", "gpu", "-q", str(ROOT / "tests")], plugins=[counted])
+    status = pytest.main(["-m", "gpu", "-q", str(ROOT / "tests"), *sys.argv[1:]], plugins=[counted])
     record: dict[str, Any] = {
         **machine.describe("cuda"),
         **{outcome: counted.outcomes[outcome] for outcome in ("passed", "failed", "skipped")},

@@ -89,7 +89,7 @@ class Scene:
         }
 
 
-def conformance(model: network.TAPNext, names: list[str]) -> dict[str, dict[str, float]]:
+def conformance(model: network.Network, names: list[str]) -> dict[str, dict[str, float]]:
     """Largest differences from the authors' answers, whatever the model's precision."""
     found = {}
     for name in names:
@@ -181,7 +181,7 @@ def ways(cuda: bool, compiled: bool) -> dict[str, Callable[..., Session]]:
 
 
 def speed(
-    half: network.TAPNext, exact: network.TAPNext, queries: int, size: int, options: Any
+    half: network.Network, exact: network.Network, queries: int, size: int, options: Any
 ) -> dict[str, Any]:
     """Error, then time, of every way of stepping."""
     cuda = half.device.type == "cuda"
@@ -218,7 +218,7 @@ def _short(row: dict[str, Any]) -> str:
     return "  ".join(f"{k} {v:.4g}" for k, v in row.items() if isinstance(v, float))
 
 
-def profile(model: network.TAPNext, queries: int, size: int) -> list[dict[str, Any]]:
+def profile(model: network.Network, queries: int, size: int) -> list[dict[str, Any]]:
     """Microseconds of a step by kernel, the longest first."""
     session = Session(model, queries, size)
     scene = Scene(size, queries, model.device, 2)
@@ -236,7 +236,7 @@ def profile(model: network.TAPNext, queries: int, size: int) -> list[dict[str, A
     return sorted(rows, key=lambda row: -row["us"])
 
 
-def launches(model: network.TAPNext, queries: int) -> dict[str, list[dict[str, Any]]]:
+def launches(model: network.Network, queries: int) -> dict[str, list[dict[str, Any]]]:
     """Microseconds of each kernel as it may be launched, one call, of a step at 256²."""
     from fasttracks.kernels import tapnext as kernels
     from fasttracks.tune import graph_seconds
@@ -378,7 +378,7 @@ def main() -> None:
             print(f"{row['us']:9.1f} us  {row['calls']:5.1f} calls  {row['kernel']}")
         record.keep("launches", partial(launches, half, most))
     if cuda or options.tiny:
-        tracker = TAPNext(device=device)
+        tracker = TAPNext(device=device, few=0)
         tracker.__dict__["_loaded"] = half, 64 if options.tiny else 256, half.device
         record.keep("clips", partial(clips, tracker, frames, most))
     print(f"wrote {record.path}")

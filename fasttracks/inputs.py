@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def hold(tracks: Tensor) -> Tensor:
-    """Tracks (..., T, N, 3) of u, v and observed flag o with unseen positions replaced.
+    """Tracks (..., T, N, 3) of u, v and visibility with unseen positions replaced.
 
     Each becomes the track's last seen position before, else its first seen after, else (0, 0):
     what a tracker guesses of a hidden point must not change the answer.

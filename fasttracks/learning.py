@@ -68,7 +68,7 @@ def unsupervised(prediction: Prediction, tracks: Tensor) -> Losses:
 
 
 def depth_change(prediction: Prediction, tracks: Tensor, depth: Tensor) -> Tensor:
-    """Mean |log z - log z₀| (B,) between a prediction's depths and others (B, T, N), if observed."""
+    """Mean |log z - log z₀| (B,) of predicted depths z from given z₀ (B, T, N), where observed."""
     observed = tracks[..., 2]
     z = prediction.points_camera[..., 2].clamp(min=MIN_DEPTH)
     change = (z.log() - depth.clamp(min=MIN_DEPTH).log()).abs()

@@ -44,9 +44,9 @@ class TracksTo4D(nn.Module):
     def forward(self, tracks: Tensor) -> Prediction:
         """Cameras and points of B clips, any T ≥ 1 and N ≥ 1.
 
-        tracks (B, T, N, 3): image coordinates u, v (pixels through K⁻¹) and 1 where the
-        point was observed, else 0, in the heads' dtype (`points.weight.dtype`).
-        Unobserved u, v are as `inputs.hold` leaves them, which training has.
+        tracks (B, T, N, 3): image coordinates u, v (pixels through K⁻¹) and visibility, 1 or 0,
+        in the heads' dtype (`points.weight.dtype`). Where a point was not seen u, v are those that
+        `inputs.hold` leaves, as in training.
         """
         dtype = next(self.blocks.parameters()).dtype
         grad = torch.is_grad_enabled() and (

@@ -99,9 +99,7 @@ class ReconstructionData(Generic[ArrayT]):
 
         Tracks seen in one frame tell of no motion and are not among them.
         """
-        moving = _numpy(self.visibility).sum(0) > 1
-        level = np.log(_numpy(self.motion))
-        moving &= level > _split(level[moving])
+        moving = tell_moving(_numpy(self.motion), _numpy(self.visibility))
         if isinstance(self.motion, np.ndarray):
             return moving
         return self.motion.new_tensor(moving).bool()
@@ -170,6 +168,13 @@ class ReconstructionData(Generic[ArrayT]):
         if not arrays["visibility"].any():
             raise InputError(f"{where} has no position that is seen; expected at least one")
         return cls(**arrays)
+
+
+def tell_moving(motion: np.ndarray, visibility: np.ndarray) -> np.ndarray:
+    """`ReconstructionData.moving` by γ (N,) and visibility (T, N)."""
+    moving = visibility.sum(0) > 1
+    level = np.log(motion)
+    return moving & (level > _split(level[moving]))
 
 
 def _split(level: np.ndarray) -> float:

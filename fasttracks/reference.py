@@ -18,7 +18,7 @@ Weights = Mapping[str, Tensor]
 
 
 def forward(weights: Weights, config: Config, tracks: Tensor) -> Prediction:
-    """Tracks (B, T, N, 3) of normalised u, v and observed flag o to cameras and points.
+    """Tracks (B, T, N, 3) of normalised u, v and visibility to cameras and points.
 
     `weights` are `TracksTo4D.state_dict()`, on the device and in the dtype of `tracks`; those
     of the blocks may be in another, which the blocks then work in.

@@ -34,7 +34,7 @@ _FORMATS = (
     "image2,png_pipe,jpeg_pipe,webp_pipe,bmp_pipe,tiff_pipe,gif_pipe"
 )
 _MOST_PIXELS = 2**26  # of a frame; 8K has half of them
-_PATIENCE = 2**28  # bytes that are read without a packet of video being found
+_PATIENCE = 2**27  # bytes that are read without a packet of video being found
 _BLACK = 32  # of 255, that no pixel of a black bar exceeds
 _NARROWEST = 0.02  # of the side, that a bar is taken for one
 

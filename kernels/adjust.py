@@ -16,7 +16,7 @@ import triton.language as tl
 from fasttracks.geometry import MIN_DEPTH
 from fasttracks.kernels import adjust_cameras, adjust_points
 from fasttracks.kernels.cholesky import factor
-from fasttracks.kernels.common import follow, overlap
+from fasttracks.kernels.common import overlap, wait_for_previous
 from fasttracks.kernels.launches import launch
 
 
@@ -43,7 +43,7 @@ def _accept(
     OVERLAP: tl.constexpr,
 ):
     """Take the step, copying it, where it lowers the cost; a program for each part of a clip."""
-    follow(OVERLAP)
+    wait_for_previous(OVERLAP)
     programs = tl.cdiv(3 * N, BLOCK)
     b = (tl.program_id(0) // programs).to(tl.int64)
     program = tl.program_id(0) % programs

@@ -16,7 +16,7 @@ from fasttracks.kernels.camera_math import (
     rotate_back,
     store3,
 )
-from fasttracks.kernels.common import follow
+from fasttracks.kernels.common import wait_for_previous
 
 
 @triton.jit
@@ -63,7 +63,7 @@ def _cameras(
     parts (B, T, 2): of the focal length's diagonal and right-hand side, to be summed. What is held
     gets a diagonal of 1.
     """
-    follow(OVERLAP)
+    wait_for_previous(OVERLAP)
     b = (tl.program_id(0) // T).to(tl.int64)
     t = tl.program_id(0) % T
     frame = b * T + t
@@ -270,7 +270,7 @@ def _move_cameras(
 
     steps (B, C + 1): minus the step, then 1. A program a camera, and one for the focal length.
     """
-    follow(OVERLAP)
+    wait_for_previous(OVERLAP)
     b = (tl.program_id(0) // (T + 1)).to(tl.int64)
     t = tl.program_id(0) % (T + 1)
     C = 6 * T + 1

@@ -19,7 +19,7 @@ from fasttracks.kernels.camera_math import (
     store3,
     turned,
 )
-from fasttracks.kernels.common import follow, overlap
+from fasttracks.kernels.common import overlap, wait_for_previous
 from fasttracks.kernels.launches import launch
 
 
@@ -46,7 +46,7 @@ def _by_point(
     OVERLAP: tl.constexpr,
 ):
     """Hessians (B, T, N, 3, 3) and gradients (B, T, N, 3) by world points, a program a tile."""
-    follow(OVERLAP)
+    wait_for_previous(OVERLAP)
     columns = tl.cdiv(N, TRACKS)
     rows = tl.cdiv(T, FRAMES)
     b = (tl.program_id(0) // (rows * columns)).to(tl.int64)
@@ -105,7 +105,7 @@ def _cost(
     OVERLAP: tl.constexpr,
 ):
     """The cost (B, N), a program for a block of tracks."""
-    follow(OVERLAP)
+    wait_for_previous(OVERLAP)
     blocks = tl.cdiv(N, TRACKS)
     b = (tl.program_id(0) // blocks).to(tl.int64)
     n = tl.program_id(0) % blocks * TRACKS + tl.arange(0, TRACKS)[None, :]

@@ -15,7 +15,7 @@ from fasttracks.kernels.camera_math import (
     store3,
     turned,
 )
-from fasttracks.kernels.common import follow
+from fasttracks.kernels.common import wait_for_previous
 
 
 @triton.jit
@@ -65,7 +65,7 @@ def _points(
     factors (B, 6, N): L, row by row; mixed (B, C + 1, 3, N), the points' right-hand side L⁻¹ b in
     its last row. Rows of what is held are zero. A program for a block of tracks.
     """
-    follow(OVERLAP)
+    wait_for_previous(OVERLAP)
     blocks = tl.cdiv(N, TRACKS)
     b = (tl.program_id(0) // blocks).to(tl.int64)
     n = tl.program_id(0) % blocks * TRACKS + tl.arange(0, TRACKS)[None, :]
@@ -182,7 +182,7 @@ def _cost(
 
     A program for a block of tracks; the first adds what belongs to the cameras.
     """
-    follow(OVERLAP)
+    wait_for_previous(OVERLAP)
     blocks = tl.cdiv(N, TRACKS)
     b = (tl.program_id(0) // blocks).to(tl.int64)
     block = tl.program_id(0) % blocks

@@ -72,7 +72,7 @@ def attention(
                 attend(projected, mixed_part, heads, axis)
             del projected  # before the next part's
         if not one_tile:
-            triton_kernels.project(*(z.flatten(0, 2) for z in (mixed, x, y)), out)
+            triton_kernels.project(mixed.flatten(0, 2), x.flatten(0, 2), y.flatten(0, 2), out)
     return y.view(shape)
 
 

@@ -24,7 +24,7 @@ from fasttracks.kernels.attention_triton import (
     splits_of,
     view,
 )
-from fasttracks.kernels.common import EPS, follow, overlap
+from fasttracks.kernels.common import EPS, overlap, wait_for_previous
 from fasttracks.kernels.device import multiprocessors
 from fasttracks.kernels.gluon_names import copy_in, copy_out
 from fasttracks.kernels.launches import launch
@@ -81,7 +81,7 @@ def _project_load(x, weight, shared, place, OVERLAP: gl.constexpr):
     ahead = gl.minimum(tiles, STAGES)
     for i in range(ahead):
         _fetch(weight, [first_column + i * HEAD, 0], w.index(i), w_full.index(i))
-    follow(OVERLAP)
+    wait_for_previous(OVERLAP)
     for group in gl.static_range(GROUPS):
         rows = [first_row + group * ROWS, 0]
         _fetch(x, rows, x_tile.index(group), x_full.index(group))
@@ -214,7 +214,7 @@ def _attend(
     q_full = _barriers(1, 1)
     k_full = _barriers(STAGES, 1)
     v_full = _barriers(STAGES, 1)
-    follow(OVERLAP)
+    wait_for_previous(OVERLAP)
     _fetch(queries, [outer, start, q_column], q, q_full.index(0))
     for i in gl.static_range(STAGES):
         place = last - i * BLOCK_N

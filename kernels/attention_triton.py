@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from fasttracks.kernels.common import EPS, follow, overlap
+from fasttracks.kernels.common import EPS, overlap, wait_for_previous
 from fasttracks.kernels.device import multiprocessors
 from fasttracks.kernels.launches import launch
 
@@ -42,7 +42,7 @@ def _norm_project(
     row = first_row + tl.arange(0, BLOCK_M)
     inside = (row < rows)[:, None]
     x += row.to(tl.int64)[:, None] * WIDTH
-    follow(OVERLAP)
+    wait_for_previous(OVERLAP)
     # Part by part: a whole row in float32 needs too many registers.
     mean = tl.zeros([BLOCK_M], tl.float32)
     for k in tl.static_range(0, WIDTH, BLOCK_K):
@@ -105,7 +105,7 @@ def _attend(
     k_column = (3 * inner + 1) * (HEADS * HEAD) + head
     v_column = (3 * inner + 2) * (HEADS * HEAD) + head
 
-    follow(OVERLAP)
+    wait_for_previous(OVERLAP)
     q = queries.load([outer, start, 3 * inner * (HEADS * HEAD) + head]).reshape(BLOCK_M, HEAD)
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
@@ -166,7 +166,7 @@ def _attend_project(
     token = outer * qkv_outer + sequence * qkv_sequence + step * qkv_token
     qkv += token[:, None] * (3 * HEADS * HEAD) + tl.arange(0, HEAD)
     acc = tl.zeros([BLOCK, WIDTH], tl.float32)
-    follow(OVERLAP)
+    wait_for_previous(OVERLAP)
     for head in tl.range(HEADS):
         q = tl.load(qkv + head * HEAD, mask=inside, other=0.0)
         k = tl.load(qkv + (HEADS + head) * HEAD, mask=inside, other=0.0)
@@ -201,7 +201,7 @@ def _project(
     row = tl.program_id(0) // blocks * BLOCK_M
     column = tl.program_id(0) % blocks * BLOCK_N
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    follow(OVERLAP)
+    wait_for_previous(OVERLAP)
     for k in tl.range(0, INNER, BLOCK_K):
         acc = tl.dot(x.load([row, k]), weight.load([column, k]).T, acc)
     acc += residual.load([row, column]).to(tl.float32)

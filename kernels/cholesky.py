@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fasttracks.kernels.common import follow, overlap
+from fasttracks.kernels.common import overlap, wait_for_previous
 from fasttracks.kernels.launches import launch
 
 TILE = 16  # rows and columns
@@ -64,7 +64,7 @@ def _panel(
     left of S; below (B, n + 1, n): of the right-hand side and the identity, whose finished columns
     go to `done`. A program for each tile of these.
     """
-    follow(OVERLAP)
+    wait_for_previous(OVERLAP)
     left = tl.cdiv(n, TILE) - panel - 1
     in_triangle = left * (left + 1) // 2
     tiles_below = tl.minimum(panel + 2, tl.cdiv(n + 1, TILE))

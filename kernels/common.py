@@ -41,16 +41,16 @@ def refuse_empty(*loading) -> None:
 def overlap(device: torch.device) -> dict[str, bool]:
     """Keywords of a launch that may begin while the one before it ends, from Hopper on.
 
-    That is CUDA's programmatic dependent launch; the kernel has to call `follow`. Some kernels
-    read weights before they do, which nothing but the launch right before may still be writing;
-    in the network that is never so, as every forward begins with an embedding, which does not.
+    That is CUDA's programmatic dependent launch; the kernel has to call `wait_for_previous`. Some
+    kernels read weights before they do, which only the launch right before may still be writing:
+    never in the network, where every forward begins with an embedding, which writes no weights.
     """
     can = capability(device) >= (9, 0)
     return {"OVERLAP": can, "launch_pdl": can}
 
 
 @triton.jit
-def follow(OVERLAP: tl.constexpr):
+def wait_for_previous(OVERLAP: tl.constexpr):
     """Wait until the launch before this one is done and its results are there; let the next begin.
 
     In this order, so that before it waits a launch can rely on all but the one before it.

@@ -11,7 +11,7 @@ import triton.language as tl
 
 from fasttracks.geometry import MIN_DEPTH
 from fasttracks.kernels.camera_math import load3, store3
-from fasttracks.kernels.common import follow, overlap
+from fasttracks.kernels.common import overlap, wait_for_previous
 from fasttracks.kernels.launches import launch
 
 
@@ -38,7 +38,7 @@ def _compose_project(
     BLOCK_TRACKS: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    follow(OVERLAP)
+    wait_for_previous(OVERLAP)
     # All on grid axis 0, tracks fastest, so that neighbours write neighbouring memory.
     block = tl.program_id(0)
     blocks_of_tracks = tl.cdiv(N, BLOCK_TRACKS)

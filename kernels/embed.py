@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fasttracks.kernels.common import EPS, follow, overlap
+from fasttracks.kernels.common import EPS, overlap, wait_for_previous
 from fasttracks.kernels.launches import launch
 
 _QUARTER = tl.constexpr(math.pi / 2)
@@ -86,7 +86,7 @@ def _embed(
     in_tracks = n < N
     channel = tl.arange(0, BLOCK_WIDTH)
     in_width = channel < WIDTH
-    follow(OVERLAP)
+    wait_for_previous(OVERLAP)
 
     # The features are cheap to have twice: for their norm, and for the linear layer.
     mean = tl.zeros((BLOCK_TRACKS,), tl.float32)
@@ -159,7 +159,7 @@ def embed(
     All tensors are float32 on one device, the weights contiguous; nothing is checked here.
 
     Args:
-        tracks: (B, T, N, 3): normalised image coordinates u, v and the observed flag o.
+        tracks: (B, T, N, 3): normalised image coordinates u, v and visibility, 1 or 0.
         norm_in: weight and bias (F,) of the norm over the F = 6 octaves + 4 features.
         linear: weight (C, F) and bias (C,).
         norm_out: weight and bias (C,).

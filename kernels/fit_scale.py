@@ -5,7 +5,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fasttracks.kernels.common import follow, overlap
+from fasttracks.kernels.common import overlap, wait_for_previous
 from fasttracks.kernels.launches import launch
 
 
@@ -24,7 +24,7 @@ def _fit_scale(
     TRACKS: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    follow(OVERLAP)
+    wait_for_previous(OVERLAP)
     blocks = tl.cdiv(N, TRACKS)
     b = (tl.program_id(0) // blocks).to(tl.int64)
     n = tl.program_id(0) % blocks * TRACKS + tl.arange(0, TRACKS)[None, :]

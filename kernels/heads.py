@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from fasttracks.kernels.camera_math import cross, store3
-from fasttracks.kernels.common import follow, overlap
+from fasttracks.kernels.common import overlap, wait_for_previous
 from fasttracks.kernels.launches import launch
 
 _PROGRAMS = 512  # that fill a GPU: fewer blocks of tracks than this split the frames
@@ -35,7 +35,7 @@ def _sum(
 
     tokens (B, T, N, C), sums_of_tracks (B, parts, N, C), sums_of_frames (B, blocks, T, C).
     """
-    follow(OVERLAP)
+    wait_for_previous(OVERLAP)
     blocks_of_width = tl.cdiv(WIDTH, BLOCK_WIDTH)
     blocks = tl.cdiv(N, BLOCK_TRACKS)
     parts = tl.cdiv(T, frames_at_once)
@@ -103,7 +103,7 @@ def _points(
     channel = tl.arange(0, BLOCK_WIDTH)
     row = tl.arange(0, BLOCK_ROWS)
     in_rows = row < ROWS
-    follow(OVERLAP)
+    wait_for_previous(OVERLAP)
     mean = _mean(sums, first, N, parts, T, channel, WIDTH, BLOCK_PARTS)
     w = tl.load(
         weight + row[:, None] * WIDTH + channel[None, :],
@@ -146,7 +146,7 @@ def _taps(
     channel = tl.arange(0, BLOCK_WIDTH)
     tap = tl.arange(0, BLOCK_KERNEL)
     in_kernel = tap < KERNEL
-    follow(OVERLAP)
+    wait_for_previous(OVERLAP)
     mean = _mean(sums, frame // T * parts * T + t, T, parts, N, channel, WIDTH, BLOCK_PARTS)
     # Frames are indexed modulo T, even if that wraps more than once.
     target = frame - t + ((t + KERNEL // 2 - tap) % T + T) % T
@@ -197,7 +197,7 @@ def _cameras(
     row = tl.arange(0, BLOCK_ROWS)
     tap = tl.arange(0, BLOCK_KERNEL)
     in_rows = row < ROWS
-    follow(OVERLAP)
+    wait_for_previous(OVERLAP)
     y = tl.load(
         taps + (frame * ROWS + row[:, None]) * KERNEL + tap[None, :],
         mask=in_rows[:, None] & (tap < KERNEL)[None, :],

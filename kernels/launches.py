@@ -24,6 +24,7 @@ Table = dict[str, list[tuple[float, Options]]]
 
 _SHIPPED = Path(__file__).with_name("launches.json")
 _ALWAYS = {"enable_fp_fusion": True}  # the default is about to change (Triton 3.10)
+_MOST = {"num_warps": 32, "num_stages": 16, "STAGES": 16}  # of options; of others 1024
 _in_use: dict[torch.device, Table] = {}
 
 
@@ -119,9 +120,17 @@ def _fitting(tuned: Table, shipped: Table) -> Table:
         mosts = [most for most, _ in launches]
         if mosts != sorted(mosts) or mosts[-1:] != [float("inf")]:
             raise ValueError(kernel)
-        if not all(set(shipped[kernel][0][1]) <= set(options) <= names for _, options in launches):
-            raise ValueError(kernel)
+        for most, options in launches:
+            if not set(shipped[kernel][0][1]) <= set(options) <= names:
+                raise ValueError(kernel)
+            if not most > 0 or not all(_sane(name, value) for name, value in options.items()):
+                raise ValueError(kernel)
     return tuned
+
+
+def _sane(name: str, value: Any) -> bool:
+    """Whether a kernel can have this value of an option, or has it whatever is asked for."""
+    return name in _ALWAYS or (type(value) is int and 1 <= value <= _MOST.get(name, 1024))
 
 
 @functools.cache  # once

@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fasttracks.kernels.common import GLUON, follow, gelu, layer_norm, overlap
+from fasttracks.kernels.common import GLUON, gelu, layer_norm, overlap, wait_for_previous
 from fasttracks.kernels.device import is_hopper, multiprocessors
 from fasttracks.kernels.launches import launch
 
@@ -63,7 +63,7 @@ def _mlp(
     mask = in_rows[:, None] & in_c[None, :]
     offsets = r.to(tl.int64)[:, None] * C + c[None, :]
 
-    follow(OVERLAP)
+    wait_for_previous(OVERLAP)
     h = tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32)
     h = layer_norm(h, norm_weight, norm_bias, c, C).to(dtype)
 
@@ -115,7 +115,7 @@ def _finish(
     offsets = r.to(tl.int64)[:, None] * C + c[None, :]
     h = tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32)
     h += tl.load(down_bias + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
-    follow(OVERLAP)  # `x` was there before `_mlp` began
+    wait_for_previous(OVERLAP)  # `x` was there before `_mlp` began
     for _ in range(splits):
         h += tl.load(partial + offsets, mask=mask, other=0.0).to(tl.float32)
         partial += apart.to(tl.int64) * C

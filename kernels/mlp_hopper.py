@@ -14,7 +14,7 @@ from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from fasttracks.kernels.common import follow, gelu, layer_norm, overlap
+from fasttracks.kernels.common import gelu, layer_norm, overlap, wait_for_previous
 from fasttracks.kernels.gluon_names import barrier, copy_in, copy_out, reinterpret
 
 C = gl.constexpr(256)  # channels
@@ -123,7 +123,7 @@ def _compute(
     c = gl.arange(0, C, layout=gl.SliceLayout(0, OUT))
     count = 0
     phase = 0
-    follow(OVERLAP)  # weights may be on their way before
+    wait_for_previous(OVERLAP)  # weights may be on their way before
     for item in range(gl.program_id(0), items, gl.num_programs(0)):
         tile, split, first, last = _range(item, splits, H)
         row = (tile * 2 + HALF) * ROWS

@@ -1,7 +1,7 @@
 """What surrounds TAPNext's matrix products, fused: the twins are in `fasttracks.trackers.tapnext`.
 
 Their signatures are those of `network.Operations`. All sums are in float32; tensors that
-`network.TAPNext.step` passes are contiguous, and nothing is checked here.
+`network.Network.step` passes are contiguous, and nothing is checked here.
 """
 # mypy: allow-untyped-defs
 
@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fasttracks.kernels.common import follow, gelu, overlap
+from fasttracks.kernels.common import gelu, overlap, wait_for_previous
 
 # They fit any GPU from sm_80 on: 99 KB of shared memory, no spills.
 ADD_NORM = {"BLOCK_ROWS": 4, "num_warps": 4, "enable_fp_fusion": True}
@@ -47,7 +47,7 @@ def _add_norm(
     OVERLAP: tl.constexpr,
 ):
     """Add delta + bias to x (rows, C) float32, in place; out is its norm, a LayerNorm or RMS."""
-    follow(OVERLAP)
+    wait_for_previous(OVERLAP)
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
     channel = tl.arange(0, BLOCK_WIDTH)
     inside = channel < WIDTH
@@ -123,7 +123,7 @@ def _recur(
     OVERLAP: tl.constexpr,
 ):
     """One block of channels of some tokens: convolution, gates, RG-LRU, and the branches' gate."""
-    follow(OVERLAP)
+    wait_for_previous(OVERLAP)
     groups: tl.constexpr = WIDTH // HEAD
     group = tl.program_id(0) % groups
     row = (tl.program_id(0) // groups * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]).to(tl.int64)
@@ -219,7 +219,7 @@ def _activate(
     OVERLAP: tl.constexpr,
 ):
     """A part of a row: GELU of x + bias, or of its first half times its second."""
-    follow(OVERLAP)
+    wait_for_previous(OVERLAP)
     blocks: tl.constexpr = (INNER + BLOCK - 1) // BLOCK
     row = (tl.program_id(0) // blocks).to(tl.int64)
     c = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
@@ -349,7 +349,7 @@ def _heads(
     OVERLAP: tl.constexpr,
 ):
     """Both heads on some tokens: y, x, visibility's logit and certainty."""
-    follow(OVERLAP)
+    wait_for_previous(OVERLAP)
     row = (tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]).to(tl.int64)
     mask = row < rows
     dtype = coordinates.dtype.element_ty

@@ -53,9 +53,9 @@ def texture(height: int, width: int, seed: int, contrast: float = 1.0) -> np.nda
         centre, size = random.uniform(0, 1, 2) * [width, height], random.uniform(0.02, 0.2)
         corners = centre + size * (corners - corners.mean(0))
         colour = random.normal(0, 35 * contrast, 3)
-        mask = np.zeros((height, width), np.float32)
-        cv2.fillConvexPoly(mask, cv2.convexHull(corners.astype(np.int32)), 1.0)
-        image += mask[..., None] * colour.astype(np.float32)
+        mask = np.zeros((height, width), np.uint8)
+        cv2.fillConvexPoly(mask, cv2.convexHull(corners.astype(np.int32)), 1)
+        image[mask > 0] += colour.astype(np.float32)
     for blur, amount in ((1.0, 6), (3, 10), (9, 12)):
         noise = cv2.GaussianBlur(
             random.normal(size=(height, width)).astype(np.float32), (0, 0), blur
@@ -92,13 +92,13 @@ def street(
         moves.append(alive)
 
     far, side = 40.0, 5.0
-    add(np.array([[-40, -16, far], [40, -16, far], [-40, 4, far]]), (400, 1600), 1.0, False)
+    add(np.array([[-40, -16, far], [40, -16, far], [-40, 4, far]]), (250, 1000), 1.0, False)
     ground = HEIGHT_OF_EYE
     floor = np.array([[-side, ground, 1], [side, ground, 1], [-side, ground, far]])
-    add(floor, (1600, 500), 0.6, False)
+    add(floor, (1000, 300), 0.6, False)
     for x in (-side, side):
         wall = np.array([[x, ground - 4, 1], [x, ground - 4, far], [x, ground, 1]])
-        add(wall, (300, 2000), 1.0, False)
+        add(wall, (200, 1200), 1.0, False)
     upright = []  # distance, and how to add it: what stands before what is known by distance
     for _ in range(4):
         x, z, wide = random.uniform(-4, 4), random.uniform(6, 25), random.uniform(0.15, 1.0)

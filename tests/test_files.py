@@ -7,9 +7,13 @@ import sys
 
 import numpy as np
 import pytest
+import torch
+from helpers import tiny_network
+from test_video import write_video
 
 from fasttracks import InputError
 from fasttracks.files import filling, replacing, write_npz
+from fasttracks.weights import save
 
 OWN = r"\d\.txt"
 WRITE = """
@@ -111,3 +115,43 @@ def test_places_that_cannot_be_written(tmp_path):
     with replacing(tmp_path / "dangling.txt") as new:
         new.write_text("new")
     assert (tmp_path / "elsewhere.txt").read_text() == "new"
+
+
+NAMES = """
+import os, sys
+from pathlib import Path
+import numpy as np
+from fasttracks import Tracks
+from fasttracks.cli.main import main
+for name in map(os.fsdecode, sys.argv[1:]):
+    result = name.rpartition(".")[0] + "-reconstruction.npz"
+    if name.endswith(".npz"):
+        rng = np.random.default_rng(0)
+        Tracks(rng.uniform(0, 400, (6, 20, 2)), image_size=(400, 400)).save(name)
+    options = ["--model", "tiny.safetensors", "--device", "cpu"]
+    for command in (
+        ["reconstruct", name, *options],
+        ["view", result, "-o", "again.html", "--force"],
+        *(["export", result, form] for form in ("ply", "ply-frames", "colmap", "tum", "gltf")),
+    ):
+        assert main(command) == 0, command
+"""
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_file_names_that_are_no_text_here(tmp_path, locale):
+    """Latin-1 bytes, Cyrillic in a locale that has only ASCII, and a dot in the name."""
+    save(tiny_network(dtype=torch.float32), tmp_path / "tiny.safetensors")
+    names = [b"caf\xe9.npz", b"film\xe9.mp4", "кот.npz".encode(), b"dog.v2.npz"]
+    write_video(tmp_path / "clip.mp4", count=6, size=(96, 128))
+    os.rename(tmp_path / "clip.mp4", os.path.join(os.fsencode(tmp_path), names[1]))
+    utf8 = str(int(locale != "C"))
+    done = subprocess.run(
+        [sys.executable, "-c", NAMES, *names],
+        cwd=tmp_path,
+        env={**os.environ, "LC_ALL": locale, "PYTHONUTF8": utf8, "PYTHONCOERCECLOCALE": utf8},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert not any(name.startswith(".") for name in os.listdir(tmp_path))

@@ -16,12 +16,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from tapnext_rule import released_shapes, save_checkpoint
+from test_video import write_video
 
 from fasttracks.cli.main import main
 from fasttracks.errors import InputError
 from fasttracks.trackers import get_tracker, grid_queries, tapnext
 from fasttracks.trackers.tapnext import TAPNext, network, weights
 from fasttracks.trackers.tapnext.session import Session, resized
+from fasttracks.tracks import Tracks
 
 VECTORS = Path(__file__).parent / "conformance"
 LAYOUT = json.loads((VECTORS / "tapnext_layout.json").read_text())
@@ -32,10 +34,10 @@ def vectors(name: str) -> dict[str, np.ndarray]:
         return dict(file)
 
 
-def tiny(seed: int = 0, width: int = 128, depth: int = 2) -> network.TAPNext:
+def tiny(seed: int = 0, width: int = 128, depth: int = 2) -> network.Network:
     """A small network with random weights."""
     generator = torch.Generator().manual_seed(seed)
-    model = network.TAPNext(width, depth).requires_grad_(False)
+    model = network.Network(width, depth).requires_grad_(False)
     for name, p in model.named_parameters():
         p.copy_(torch.randn(p.shape, generator=generator))
         if "norm.weight" in name:
@@ -49,7 +51,7 @@ def tiny(seed: int = 0, width: int = 128, depth: int = 2) -> network.TAPNext:
 
 
 def follow(
-    model: network.TAPNext,
+    model: network.Network,
     frames: torch.Tensor,
     queries: torch.Tensor,
     operations: network.Operations = network.TORCH,
@@ -82,7 +84,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def whole(checkpoint: Path) -> network.TAPNext:
+def whole(checkpoint: Path) -> network.Network:
     return weights.load(checkpoint)[0]
 
 
@@ -96,7 +98,7 @@ def released_certainty(bins: torch.Tensor, position: torch.Tensor) -> torch.Tens
     return (chance[..., 0, :, None] * chance[..., 1, None, :] * inside).sum((-1, -2))
 
 
-def check(model: network.TAPNext, name: str, tolerance: float) -> None:
+def check(model: network.Network, name: str, tolerance: float) -> None:
     v, frames, queries = clip(name)
     found, _ = follow(model, frames, queries)
     np.testing.assert_allclose(found[..., :2], v["tracks"], atol=tolerance, rtol=0)
@@ -104,11 +106,11 @@ def check(model: network.TAPNext, name: str, tolerance: float) -> None:
     np.testing.assert_allclose(found[..., 2], v["visible_logits"], atol=tolerance + 1e-6, rtol=0)
 
 
-def test_small_clip(whole: network.TAPNext) -> None:
+def test_small_clip(whole: network.Network) -> None:
     check(whole, "a64", 3e-4)
 
 
-def test_reversed_clip(whole: network.TAPNext) -> None:
+def test_reversed_clip(whole: network.Network) -> None:
     v, frames, _ = clip("a64")
     found, _ = follow(whole, frames.flip(0), torch.from_numpy(v["rev_query"]))
     np.testing.assert_allclose(found[..., :2], v["rev_tracks"], atol=3e-4)
@@ -117,7 +119,7 @@ def test_reversed_clip(whole: network.TAPNext) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["b96x128", "c256", "d512"])
-def test_larger_clips(whole: network.TAPNext, name: str) -> None:
+def test_larger_clips(whole: network.Network, name: str) -> None:
     check(whole, name, 3e-4)
 
 
@@ -133,7 +135,7 @@ def test_half_precision(checkpoint: Path, dtype: torch.dtype, pixels: float) -> 
     check(weights.load(checkpoint, dtype=dtype)[0], "a64", pixels)
 
 
-def test_stages_and_logits(whole: network.TAPNext) -> None:
+def test_stages_and_logits(whole: network.Network) -> None:
     """What is between the layers, and the state after the last frame."""
     v, frames, queries = clip("a64")
     stages: list[list[torch.Tensor]] = []
@@ -199,7 +201,7 @@ def test_pieces() -> None:
 
 
 @pytest.mark.slow
-def test_position_grid(whole: network.TAPNext) -> None:
+def test_position_grid(whole: network.Network) -> None:
     v = vectors("units")
     for side, step in ((64, 3), (8, 1)):
         state = whole.begin(1, (8 * side, 8 * side))
@@ -247,7 +249,7 @@ def test_layout() -> None:
 
 
 @pytest.fixture(scope="module")
-def model() -> network.TAPNext:
+def model() -> network.Network:
     return tiny()
 
 
@@ -351,7 +353,7 @@ def test_pixels_to_its_space_and_back() -> None:
     np.testing.assert_allclose(TAPNext()._read(out, (45, 75))[0], xy, atol=1e-5)
 
 
-def tracker(model: network.TAPNext, **options: object) -> TAPNext:
+def tracker(model: network.Network, **options: object) -> TAPNext:
     """With a small network on frames of 32 × 32, instead of a checkpoint."""
     made = TAPNext(device="cpu", **options)
     made.__dict__["_loaded"] = model, 32, torch.device("cpu")
@@ -403,6 +405,11 @@ def test_certainty_hides_points(model) -> None:
     assert made._read(out, (256, 256))[1].tolist() == [True, False, False, False, False]
     plain = TAPNext(certain=False)._read(out, (256, 256))[1]
     assert plain.tolist() == [True, True, False, True, False]
+
+
+def test_an_answer_that_is_not_finite_is_none(model) -> None:
+    with pytest.raises(InputError, match=r"^tapnext: the network's answer is not finite"):
+        TAPNext()._read(np.full((2, 4), np.nan), (8, 8))
 
 
 def test_tracker_places_grids_and_helpers(model, monkeypatch) -> None:
@@ -635,3 +642,15 @@ def test_npz_checkpoint_becomes_a_weights_file(tmp_path) -> None:
     assert qkv.count_nonzero() == 1
     assert qkv[768 + 2 * 64 + 7, 5] == 1.5
     assert 380e6 < target.stat().st_size < 392e6
+
+
+def test_from_a_video_by_the_command_line(model, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(weights, "load", lambda path, device, dtype: (model, 32))
+    write_video(tmp_path / "a.mp4", count=3, size=(48, 32))
+    command = ["track", "a.mp4", "--tracker", "tapnext", "--checkpoint", "w.safetensors"]
+    assert main([*command, "--device", "cpu"]) == 0
+    assert "track (tapnext)" in capsys.readouterr().out
+    tracks = Tracks.load("a-tracks.npz")
+    assert tracks.tracks.shape == (3, 450, 2)
+    assert tracks.image_size == (48, 32)

@@ -20,7 +20,7 @@ def normal(seed: int, *shape: int, device: torch.device) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(device)
 
 
-def cast(model: network.TAPNext, dtype: torch.dtype) -> network.TAPNext:
+def cast(model: network.Network, dtype: torch.dtype) -> network.Network:
     """A network whose large matrices are in some dtype, as when it is loaded."""
     for name, p in model.named_parameters():
         p.data = p.data.to(_dtype(name, dtype))

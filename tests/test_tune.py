@@ -81,6 +81,13 @@ def test_tuned_launches_are_found(gpu, by, monkeypatch, tmp_path):
         json.dumps({"heads_cameras": [[None, {"num_warps": 2}], [100, {"num_warps": 2}]]}),
         json.dumps({"heads_cameras": [[None, {"num_warps": 2, "BLOCK": 3}]]}),
         json.dumps({"embed": [[None, {"num_warps": 2}]]}),
+        *(
+            json.dumps({"heads_cameras": [[None, {"num_warps": warps}]]})
+            for warps in (0, -64, 64, 2.5, "4", None, True, [4])
+        ),
+        json.dumps({"heads_cameras": [["many", {"num_warps": 2}], [None, {"num_warps": 2}]]}),
+        json.dumps({"heads_cameras": [[0, {"num_warps": 2}], [None, {"num_warps": 2}]]}),
+        json.dumps({"mlp_finish": [[None, {"BLOCK_ROWS": 1 << 30, "num_warps": 4}]]}),
     ],
 )
 def test_a_file_of_another_version_is_not_used(gpu, text):

@@ -300,6 +300,16 @@ def test_a_clip_that_knows_little(browser, tmp_path):
     draw(rec, tmp_path / "bare.png")
 
 
+def test_page_reaches_nothing_outside(browser, tmp_path):
+    """By its content security policy: no request, and no code but its own."""
+    write_page(clip(), tmp_path / "page.html")
+    browser.open(tmp_path / "page.html")
+    settle(browser)
+    said = "fetch('data:,x').then(() => 'let through', () => 'refused')"
+    assert browser.run(said) == "refused"
+    assert browser.run("document.getElementById('message').hidden")
+
+
 def test_notebook():
     rec = clip()
     assert rec._repr_html_().startswith('<iframe srcdoc="&lt;!doctype html&gt;')

@@ -28,7 +28,7 @@ class _Model:
     cameras: np.ndarray  # (C, 4), one for all frames or one for each
     poses: np.ndarray  # (T, 7) quaternion w x y z and translation, world to camera
     pixels: np.ndarray  # (T, N, 2)
-    observed: np.ndarray  # (T, N) bool
+    visibility: np.ndarray  # (T, N) bool
     points: np.ndarray  # (N, 3)
     colors: np.ndarray  # (N, 3) uint8
     error: np.ndarray  # (N,) mean over the observations, in pixels; NaN: not in the model
@@ -58,12 +58,12 @@ def _model(rec: ReconstructionData, moving: bool) -> _Model:
     in_front = depth[..., 0] > 1e-6
     with np.errstate(divide="ignore", invalid="ignore"):
         projected = (local / depth) @ camera.swapaxes(1, 2)
-    observed = rec.visibility & in_front
+    visibility = rec.visibility & in_front
     if not moving:
-        observed &= ~rec.moving
+        visibility &= ~rec.moving
     distance = np.linalg.norm(projected[..., :2] - rec.tracks, axis=-1)
-    count = observed.sum(0)
-    total = np.where(observed, distance, 0).sum(0)
+    count = visibility.sum(0)
+    total = np.where(visibility, distance, 0).sum(0)
     parameters = camera[:, (0, 1, 0, 1), (0, 1, 2, 2)] + (0, 0, 0.5, 0.5)
     height, width = rec.image_size or _image_size(rec, parameters)
     shared = np.median(parameters, axis=0)
@@ -73,7 +73,7 @@ def _model(rec: ReconstructionData, moving: bool) -> _Model:
         cameras=shared[None] if moved.max() <= _SHARED else parameters,
         poses=np.concatenate([quaternions(rotation), translation], 1),
         pixels=rec.tracks.astype(np.float64) + 0.5,
-        observed=observed,
+        visibility=visibility,
         points=points,
         colors=np.full(points.shape, 128, np.uint8) if rec.colors is None else rec.colors,
         error=np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0),
@@ -93,11 +93,11 @@ def image_name(t: int) -> str:
 
 def _tracks(model: _Model) -> list[tuple[int, np.ndarray]]:
     """Of each point in the model: its index, and (L, 2) rows of image number, place in it."""
-    place = np.cumsum(model.observed, 1) - 1
+    place = np.cumsum(model.visibility, 1) - 1
     return [
         (int(n), np.stack([frames + 1, place[frames, n]], 1))
         for n in np.flatnonzero(~np.isnan(model.error))
-        for (frames,) in [np.nonzero(model.observed[:, n])]
+        for (frames,) in [np.nonzero(model.visibility[:, n])]
     ]
 
 
@@ -115,7 +115,7 @@ class _Text:
     def images(model: _Model) -> bytes:
         lines = []
         for t, pose in enumerate(model.poses):
-            (seen,) = np.nonzero(model.observed[t])
+            (seen,) = np.nonzero(model.visibility[t])
             lines.append(f"{t + 1} {_join(pose)} {model.camera(t)} {image_name(t)}")
             lines.append(" ".join(f"{_join(model.pixels[t, n])} {n + 1}" for n in seen))
         return _lines(lines)
@@ -143,7 +143,7 @@ class _Binary:
     def images(model: _Model) -> bytes:
         parts = [struct.pack("<Q", len(model.poses))]
         for t, pose in enumerate(model.poses):
-            (seen,) = np.nonzero(model.observed[t])
+            (seen,) = np.nonzero(model.visibility[t])
             rows = np.empty(len(seen), [("pixel", "<f8", 2), ("point", "<i8")])
             rows["pixel"], rows["point"] = model.pixels[t, seen], seen + 1
             parts.append(struct.pack("<i7di", t + 1, *pose, model.camera(t)))

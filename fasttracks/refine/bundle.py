@@ -38,7 +38,7 @@ UNSEEN = 0.1  # weight of where the network sees what moves, in frames in which 
 ACCELERATION = 0.01  # of what moves, as a share of the median depth, a frame²
 STATIC = 6 * NOISE, 4  # a track whose static scale is less, seen so often, doesn't move
 HELD_DEPTH = 0.02  # of the network's depths where there is no parallax to tell them by
-CLEAN = 12  # parallax, in typical offsets of static tracks, that tells depth however small it is
+CLEAN = 12  # parallax, in median offsets of static tracks, that tells depth however small it is
 FEW = 8  # static tracks from a frame to the next, in most frames, that cameras are believed from
 LINKS = 3  # static tracks that any two parts of a clip share, or nothing tells how they lie
 DOUBT = 1.8, 0.45  # least γ that camera turns differ from the network's, share of static tracks
@@ -145,7 +145,7 @@ def _outcome(
         return "no better cameras found, kept the network's answer"
     words = ["converged" if gain < 1e-3 else "not fully converged"]
     if apart:
-        words = ["frames share no static tracks with others before or after, cameras are uncertain"]
+        words = ["parts of the clip share hardly any static tracks, cameras are uncertain"]
     elif static < 0.1:
         words.append("hardly any static tracks, cameras are uncertain")
     elif thin > 0.1:
@@ -156,9 +156,9 @@ def _outcome(
 
 
 def _told(gamma: Tensor, scale: Tensor, static: Tensor) -> Tensor:
-    """γ (B, N) by what the network says and the scale that was found, which errs elsewhere.
+    """γ (B, N): the geometric mean of the network's and of the scale that was found.
 
-    Their geometric mean, as large for what is static as the network's is.
+    They err on different tracks. It is scaled so that static tracks keep the network's level.
     """
     ratio = torch.where(static, gamma / scale, torch.nan).nanmedian(1, keepdim=True).values
     return (gamma * scale * ratio.nan_to_num(1.0)).sqrt()
@@ -248,7 +248,7 @@ class _Problem(NamedTuple):
         spread = torch.fmin(self.spread, parallax(scene, self.observed, static))
         seen = static[:, None] & (self.observed > 0)
         square = torch.where(seen, _square(scene, self.evidence), torch.nan)
-        offset = square.flatten(1).nanmedian(1).values.sqrt().rad2deg()
+        offset = square.nanmedian(2).values.nanmedian(1).values.sqrt().rad2deg()
         return spread < (CLEAN * offset).clamp(max=LEAST)
 
     def change(self, scene: Scene) -> Tensor:
@@ -299,8 +299,8 @@ class _Problem(NamedTuple):
         """
         thin = ((self.pairs() * static[:, None]).sum(2) < FEW).to(self.observed.dtype).mean(1)
         seen = self.observed * static[:, None]
-        before, after = seen.cumsum(1) > 0, seen.flip(1).cumsum(1).flip(1) > 0
-        across = (before[:, :-1] & after[:, 1:]).sum(2)
+        before, after = seen.cummax(1).values, seen.flip(1).cummax(1).values.flip(1)
+        across = (before[:, :-1] * after[:, 1:]).sum(2)
         return thin, (across < LINKS).any(1)
 
     def motion(self, scene: Scene, given: Prediction, static: Tensor, scale: Tensor) -> Motion:

@@ -95,8 +95,9 @@ def adjust(scene: Scene, evidence: Evidence, damping: Tensor, iterations: int) -
     if has_kernels(scene.points.device):
         from fasttracks.kernels import adjust as kernel
 
-        given = (type(part)(*(v.contiguous() for v in part)) for part in (scene, evidence))
-        found, damping, gain = kernel.adjust(*given, damping.contiguous(), iterations)
+        scene = Scene(*(v.contiguous() for v in scene))
+        evidence = Evidence(*(v.contiguous() for v in evidence))
+        found, damping, gain = kernel.adjust(scene, evidence, damping.contiguous(), iterations)
         return Adjusted(Scene(*found), damping, gain)
     current = cost(scene, evidence)
     gain = torch.zeros_like(current)

@@ -40,11 +40,11 @@ def finetune(
 ) -> tuple[Prediction, Report]:
     """Predictions for B clips (B, T, N, 3) of u, v, o, each of a copy of the network tuned to it.
 
-    Adam on the paper's unsupervised loss, and on how far depths get from the network's own, which the
-    loss knows nothing of where things move; warmed up, then slowed to a stop along a cosine: at the
+    Adam on the paper's unsupervised loss, which doesn't know how far away is what moves, and on how
+    far depths get from the network's own. Warmed up, then slowed to a stop along a cosine: at the
     paper's constant 1e-4 the loss of our weights only rises. A step sees `at_once` random tracks of
-    the clip, 256 on CUDA and 64 elsewhere. Every 25 steps all tracks are judged; the best weights so
-    far give the prediction, so that its loss is never above the network's own. Stops early when
+    the clip, 256 on CUDA and 64 elsewhere. Every 25 steps all tracks are judged; the best weights
+    so far give the prediction, so that its loss is never above the network's own. Stops early when
     half of the steps found nothing better. The network itself stays as it is. On CUDA blocks run in
     bfloat16, and steps are replayed as a CUDA graph. A progress bar with the loss shows on a
     terminal.

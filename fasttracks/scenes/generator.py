@@ -23,7 +23,7 @@ from fasttracks.scenes.rays import in_sight
 from fasttracks.scenes.sampling import Draw, rotate_back
 from fasttracks.scenes.scene import Scene, choose_lens, compose
 from fasttracks.scenes.skeletons import BONES
-from fasttracks.scenes.tracker_errors import Texture, degrade
+from fasttracks.scenes.tracker_errors import Texture, add_tracker_errors
 from fasttracks.scenes.variety import Variety
 
 
@@ -35,7 +35,7 @@ class Clips:
     unknown that is `Variety.assumed_focal`, and `focal` is the correction to find.
     """
 
-    tracks: Tensor  # (B, T, N, 3) u, v and observed flag: a tracker's, held where not observed
+    tracks: Tensor  # (B, T, N, 3) u, v and visibility: a tracker's, held where it is 0
     truth_tracks: Tensor  # (B, T, N, 2) exact projections; meaningless behind the camera
     visible: Tensor  # (B, T, N) bool: in front, in the image, and not hidden
     points_camera: Tensor  # (B, T, N, 3) in each frame's camera, also where not visible
@@ -114,7 +114,9 @@ def _shoot(
     visible = inside & in_sight(scene.solids, scene.planes, scene.position, points, slack)
     travel = (points - points[:, :1]).square().sum(-1).amax(1)
     counts = scene.body_bones, slack.shape[2], scene.planes.offset.shape[1]
-    found = degrade(draw, variety, truth, visible, query, extent, Texture(surface, *counts))
+    found = add_tracker_errors(
+        draw, variety, truth, visible, query, extent, Texture(surface, *counts)
+    )
     return scene, Clips(
         tracks=torch.cat([focal * found[..., :2], found[..., 2:]], -1),
         truth_tracks=focal * truth,

@@ -27,7 +27,7 @@ class _Clip(NamedTuple):
     age: Tensor  # (B, T, N) frames since the query, negative before
 
 
-def degrade(
+def add_tracker_errors(
     draw: Draw,
     variety: Variety,
     truth: Tensor,
@@ -36,7 +36,7 @@ def degrade(
     extent: Tensor,
     texture: Texture,
 ) -> Tensor:
-    """Tracks (B, T, N, 3) of u, v and observed flag that a tracker might deliver.
+    """Tracks (B, T, N, 3) of u, v and visibility that a tracker might deliver.
 
     truth (B, T, N, 2) and extent (B, 2), half the image's sides, in coordinates normalised by the
     true focal length; visible (B, T, N); query (B, N) the frames in which tracks start, from which
@@ -59,10 +59,10 @@ def degrade(
     lost = _onwards(draw.chance(2 / frames, *seen.shape), clip.age) & some(variety.lost)[:, None]
     klt = draw.chance(variety.klt, clips, 1, 1)
     gone = _onwards(~seen, clip.age) & klt & draw.chance(0.9, clips, 1, tracks)
-    observed = seen & ~dark & ~lost & ~gone
+    visibility = seen & ~dark & ~lost & ~gone
 
     if variety.bare[1] > 0 or variety.mortal[1] > 0:
-        observed = observed & ~(klt & _dies(draw, variety, clip, texture))
+        visibility = visibility & ~(klt & _dies(draw, variety, clip, texture))
 
     amount = draw.uniform(variety.drift, clips, 1, 1, 1) * draw.unit(clips, 1, tracks, 1)
     position = position + _walk(draw, clip, amount * PIXEL)
@@ -74,21 +74,21 @@ def degrade(
     level = draw.uniform(variety.noise, clips, 1, 1, 1)
     level = level * (0.5 * draw.normal(clips, 1, tracks, 1)).exp()
     position = position + level * PIXEL * draw.normal(*position.shape)
-    position = hold(torch.cat([position, observed[..., None].float()], -1))[..., :2]
+    position = hold(torch.cat([position, visibility[..., None].float()], -1))[..., :2]
 
     astray = some(variety.outliers)[:, None, :, None]
     wander = _walk(draw, clip, draw.log_uniform((1, 12), clips, 1, tracks, 1) * PIXEL)
     position = position + torch.where(astray, wander, 0.0)
-    observed = observed | (astray[..., 0] & ~gone)
-    wrong = draw.chance(draw.uniform(variety.flags, clips, 1, 1), *observed.shape)
+    visibility = visibility | (astray[..., 0] & ~gone)
+    wrong = draw.chance(draw.uniform(variety.flags, clips, 1, 1), *visibility.shape)
 
     inside = (position.abs() <= extent[:, None, None]).all(-1)
-    observed = (observed ^ wrong) & inside
+    visibility = (visibility ^ wrong) & inside
     clean = draw.chance(variety.clean, clips, 1, 1)
-    observed = torch.where(clean, visible, observed)
+    visibility = torch.where(clean, visible, visibility)
     position = torch.where(clean[..., None], truth, position)
     position = torch.minimum(position.maximum(-bound), bound)
-    return hold(torch.cat([position, observed[..., None].float()], -1))
+    return hold(torch.cat([position, visibility[..., None].float()], -1))
 
 
 def _onwards(event: Tensor, age: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ class Variety:
     jumps: Range = (0.0, 0.08)  # tracks that go on with a neighbour's position
     sticky: Range = (0.0, 0.3)  # occluded tracks that go on with their occluder
     outliers: Range = (0.0, 0.06)  # tracks that wander freely
-    flags: Range = (0.0, 0.02)  # observed flags that are wrong
+    flags: Range = (0.0, 0.02)  # of visibility that is wrong
     bare: Range = (0.0, 0.0)  # surfaces on which KLT's tracks die within frames: sky, asphalt
     mortal: Range = (0.0, 0.0)  # KLT's tracks on bodies that are lost, a frame
     slips: Range = (0.0, 0.0)  # tracks that slide along an edge

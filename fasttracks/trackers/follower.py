@@ -175,8 +175,8 @@ class Follower:
         change = color - points.color[which]
         change -= np.median(change[found], axis=0) if found.any() else 0  # the light's
         found &= np.abs(change).max(-1, initial=0) <= options.max_change
-        aged = np.abs(color - points.born_color[which]).max(-1, initial=0) > 2 * options.max_change
-        found &= born | ~aged
+        aged = np.abs(color - points.born_color[which]).max(-1, initial=0)
+        found &= aged <= options.max_aging
 
         kept = which[found]
         points.step[kept] = place[found] - begun[found]
@@ -247,8 +247,8 @@ class Follower:
         found = (like >= options.min_found) & (np.linalg.norm(best - place, axis=1) <= RADIUS)
         self.recent.warp[which[found]] = warp[found]
         found &= self._inside(best)
-        change = self._color(frame, best) - points.color[which]
-        found &= np.abs(change).max(-1, initial=0) <= options.max_change
+        change = self._color(frame, best) - points.born_color[which]
+        found &= np.abs(change).max(-1, initial=0) <= options.max_aging
         points.step[which] = led
         points.position[which] = np.where(found[:, None], best, place)
         points.lost[which] = np.where(found, 0, points.lost[which] + 1)

@@ -30,6 +30,7 @@ class KLT:
         renew: likeness to the former below which it is taken anew.
         patience: frames that a point is followed while neither patch is found.
         max_change: of a point's colour from one frame to the next, of 255.
+        max_aging: of its colour since birth.
         memory: frames that a lost point is looked for.
         min_found: likeness that finds it.
     """
@@ -43,6 +44,7 @@ class KLT:
     renew: float = 0.9
     patience: int = 5
     max_change: float = 25.0
+    max_aging: float = 30.0
     memory: int = 20
     min_found: float = 0.85
 

@@ -146,6 +146,11 @@ class TAPNext:
 
     def _read(self, out: np.ndarray, image_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         """The network's (..., 4) to positions (..., 2) (x, y) in pixels, and visibility (...)."""
+        if not np.isfinite(out).all():
+            raise InputError(
+                "tapnext: the network's answer is not finite; the weights are off, or "
+                "precision='bf16' or 'fp32' is needed"
+            )
         height, width = image_size
         tracks = out[..., 1::-1] * (np.array([width, height]) / _SPACE) - 0.5
         logit, certainty = out[..., 2], out[..., 3]

@@ -87,7 +87,7 @@ class Heads(nn.Module):
 
 @dataclass
 class State:
-    """What a clip's frames so far leave behind. `TAPNext.step` updates it in place.
+    """What a clip's frames so far leave behind. `Network.step` updates it in place.
 
     Attributes:
         frame: () int32, frames seen so far.
@@ -128,7 +128,7 @@ class Operations(NamedTuple):
     heads: Callable[..., Tensor]
 
 
-class TAPNext(nn.Module):
+class Network(nn.Module):
     """The network."""
 
     def __init__(self, width: int = 768, depth: int = 12) -> None:
@@ -386,7 +386,7 @@ def attend(qkv: Tensor, first: int) -> Tensor:
 
 
 def heads(x: Tensor, weights: Heads) -> Tensor:
-    """Both heads on tokens (B, Q, C): (B, Q, 4), as `TAPNext.step` returns it."""
+    """Both heads on tokens (B, Q, C): (B, Q, 4), as `Network.step` returns it."""
     coordinates, visible = logits(x, weights)
     return torch.cat([decode(coordinates), visible[..., None]], -1)[..., [0, 1, 3, 2]]
 

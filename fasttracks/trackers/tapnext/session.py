@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fasttracks import backends
+from fasttracks.backends import missing
 from fasttracks.graphs import capture
 from fasttracks.trackers.tapnext import network
-from fasttracks.trackers.tapnext.network import Operations, TAPNext
+from fasttracks.trackers.tapnext.network import Network, Operations
 
 # By how fast they are on an H100.
 ATTENTION = (
@@ -33,7 +33,7 @@ class Session:
 
     def __init__(
         self,
-        model: TAPNext,
+        model: Network,
         queries: int,
         size: int = 256,
         *,
@@ -66,12 +66,12 @@ class Session:
         self.state.reset()
 
     def declare(self, rows: Tensor, birth: Tensor, points: Tensor) -> None:
-        """Fill in spare rows, as `TAPNext.declare` says."""
+        """Fill in spare rows, as `Network.declare` says."""
         with torch.no_grad():
             self.model.declare(self.state, rows, birth, points)
 
     def step(self, frames: Tensor) -> Tensor:
-        """The next frames (B, S, S, 3) to positions and certainties (B, Q, 4); see `TAPNext.step`.
+        """The next frames (B, S, S, 3) to positions and certainties (B, Q, 4); see `Network.step`.
 
         The result is overwritten by the next step.
         """
@@ -91,7 +91,7 @@ def fastest(device: torch.device, dtype: torch.dtype) -> Operations:
     """Our kernels on a GPU that they run on, in half precision; else plain torch."""
     if device.type != "cuda":
         return network.TORCH
-    lacking = backends.missing(device)
+    lacking = missing(device)
     if lacking:
         _fall_back(lacking)
     if lacking or dtype not in (torch.float16, torch.bfloat16):

@@ -18,12 +18,12 @@ from typing import IO, Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import Tensor
 
 from fasttracks.errors import InputError
 from fasttracks.files import replacing
-from fasttracks.trackers.tapnext.network import HEAD, HIDDEN, PATCH, SPACE, TAPS, TAPNext
+from fasttracks.trackers.tapnext.network import HEAD, HIDDEN, PATCH, SPACE, TAPS, Network
 
 LICENCE = "Apache-2.0"
 URL = "https://storage.googleapis.com/dm-tapnet/tapnextpp/tapnextpp_ckpt.pt"
@@ -80,13 +80,14 @@ def convert(source: _PathLike, target: _PathLike, *, dtype: torch.dtype = torch.
         shapes = {name: tuple(t.shape) for name, t in tensors.items() if _is_plain(t)}
         state = _converted(source, shapes, tensors.__getitem__, dtype)
     with replacing(target) as temporary:
-        save_file(state, temporary, {"kind": _KIND, _SIZE: str(size), "licence": LICENCE})
+        header = {"kind": _KIND, _SIZE: str(size), "licence": LICENCE}
+        temporary.write_bytes(serialize(state, header))
     return size
 
 
 def load(
     path: _PathLike, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-) -> tuple[TAPNext, int]:
+) -> tuple[Network, int]:
     """A network from a file that `convert` wrote, and the frames' side that it is for.
 
     Args:
@@ -108,7 +109,7 @@ def load(
             names: list[str] = list(file.keys())
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
             with torch.device("meta"):
-                network = TAPNext()
+                network = Network()
             expected = {name: tuple(p.shape) for name, p in network.state_dict().items()}
             if header.get("kind") != _KIND or header.get(_SIZE) not in ("256", "512"):
                 raise InputError(f"checkpoint: {path} holds no TAPNext weights; {HOW}")
@@ -156,7 +157,7 @@ def _converted(
     layout = _layout()
     _check(source, shapes, {k: shape for parts in layout.values() for k, shape in parts.items()})
     with torch.device("meta"):
-        ours = TAPNext().state_dict()
+        ours = Network().state_dict()
     state = {}
     for key, tensor in ours.items():
         parts = [read(name) for name in layout[key]]
