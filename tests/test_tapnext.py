@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from tapnext_rule import released_shapes, save_checkpoint
 from test_video import write_video
 
-from fasttracks.cli import main
+from fasttracks.cli.main import main
 from fasttracks.errors import InputError
 from fasttracks.trackers import get_tracker, grid_queries, tapnext
 from fasttracks.trackers.tapnext import TAPNext, network, weights

@@ -37,9 +37,6 @@ def train(options: argparse.Namespace) -> None:
     if options.rounds and options.rounds > MOST_ROUNDS:
         raise InputError(f"--rounds: expected at most {MOST_ROUNDS}, found {options.rounds}")
     device, folder = resolve_device(options.device), Path(options.output)
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "log.jsonl", "a"):  # an OSError now rather than after the first hours
-        pass
     if "LOCAL_RANK" in os.environ:
         if device.type == "cuda":
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
@@ -63,6 +60,9 @@ def train(options: argparse.Namespace) -> None:
         current = start(weights, schedule, device, options.rounds, assumed)
     assumed = current.network.config.assumed_focal
     source = _source(options, device, assumed)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "log.jsonl", "a"):  # an OSError now rather than after the first hours
+        pass
     if first:
         say(f"{'going on' if going else 'starting'} at step {current.step} on {device}")
         if device.type == "cpu":
