@@ -50,12 +50,15 @@ def summary(result: "Reconstruction[np.ndarray]") -> dict[str, Any]:
         "reprojection error": f"{np.median(error):.2f} px median, "
         f"{np.percentile(error, 90):.2f} px 90th percentile",
         **({"refinement": result.refinement} if result.refinement else {}),
-        "parallax": f"{result.parallax:.2g}° of still points' views"
-        + (
-            ", too little to tell depths: they are the network's" if result.parallax < LEAST else ""
-        ),
+        "parallax": _parallax_text(result.parallax),
         "camera path": f"{path / np.median(result.depth):.2f} × the median depth",
     }
+
+
+def _parallax_text(degrees: float) -> str:
+    if np.isnan(degrees):
+        return "unknown, as no still track is seen twice"
+    return f"{degrees:.2g}°" + (", hardly any: depths are a guess" if degrees < LEAST else "")
 
 
 def env(_: argparse.Namespace) -> None:
