@@ -112,7 +112,7 @@ def reconstruct(
     Raises:
         InputError: one line naming the argument, what was found and what was expected.
     """
-    if refine not in REFINEMENTS:
+    if not isinstance(refine, str) or refine not in REFINEMENTS:
         raise InputError(f"refine: expected one of {', '.join(REFINEMENTS)}, found {refine!r}")
     if isinstance(tracks, str | os.PathLike):
         raise InputError(

@@ -221,11 +221,11 @@ def _read_layout(file: Npz | Arrays, threshold: float | None) -> Tracks:
 
 
 def _from_tapvid(points: np.ndarray, occluded: np.ndarray, known: dict[str, Any]) -> Tracks:
-    seen = 1 - as_numbers(occluded, "occluded").T.astype(np.float32)
+    seen = 1 - as_numbers(occluded, "occluded").T
     tracks = np.swapaxes(as_numbers(points, "points"), 0, 1)
     size = np.array(check_image_size(known["image_size"]))[::-1]
     # Well outside the image as shares of it, most of them: they can only be pixels.
-    if (np.abs(tracks) > 2).mean() > 0.5:
+    if (np.abs(tracks) > 2).sum() > tracks.size / 2:
         warnings.warn(
             "points: most are beyond 2; taking them for pixels, as TAP-Vid's are within 0..1",
             stacklevel=5,

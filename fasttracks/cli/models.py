@@ -50,8 +50,8 @@ def evaluate(options: argparse.Namespace) -> None:
     lines: dict[str, Any] = {"": f"{'mean':>9} {'median':>9}{over} {'flat guess':>11}"}
 
     def words(rows: list[dict[str, Any]], name: str) -> str:
-        values = [row[name] for row in rows]
-        return f"{np.nanmean(values):9.4f} {np.nanmedian(values):9.4f} " if rows else ""
+        values = [row[name] for row in rows if not np.isnan(row[name])] or [np.nan]
+        return f"{np.mean(values):9.4f} {np.median(values):9.4f} " if rows else ""
 
     for name in names:
         flat = [row.get(f"flat {name}", np.nan) for row in rows]

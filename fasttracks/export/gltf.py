@@ -31,11 +31,11 @@ def write(rec: ReconstructionData, path: Path, radius: float | None) -> None:
     """See `Reconstruction.to_gltf`."""
     if radius is None:
         radius = 0.006 * _depth(rec)
-    radius = float(as_numbers(radius, "radius")) if np.ndim(radius) == 0 else np.nan
-    if not 0 < radius <= LARGEST:
+    value = as_numbers(radius, "radius")
+    if value.shape != () or not 0 < value <= LARGEST:
         raise InputError(f"radius: expected a number above 0 in world units, found {radius}")
     file = _File()
-    file.add_points(rec, radius)
+    file.add_points(rec, float(value))
     file.add_camera(rec)
     file.add_animation(rec)
     with replacing(path) as temporary:
