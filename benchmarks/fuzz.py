@@ -28,7 +28,6 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,6 +47,10 @@ from fasttracks.weights import convert, describe, save
 
 SECONDS, BYTES = 10, 2e9  # of computing and of memory, that a case may take
 TINY = Config(width=32, heads=2, head_width=16, mlp_width=48, rounds=1, bases=4, frequencies=6)
+TARGETS = {
+    "ply": "a.ply", "gltf": "a.glb", "npz": "a.npz", "page": "a.html", "tum": "a.txt",
+    "kitti": "a.txt",
+}  # fmt: skip
 FORMATS = ("ply", "ply-frames", "colmap", "colmap-text", "tum", "kitti", "gltf")
 
 
@@ -519,11 +522,9 @@ def fail(seeds: Path, work: Path, rng: random.Random, number: int) -> Outcome:
     form = (*FORMATS, "npz", "page")[number % 9]
     full = number % 2 == 0
     there = rng.random() < 0.5
-    target = work / {"ply": "a.ply", "gltf": "a.glb", "npz": "a.npz", "page": "a.html"}.get(
-        form, "a"
-    )
+    target = work / TARGETS.get(form, "a")
     result = Reconstruction.load(seeds / "reconstruction.npz")
-    larger = replace(result, motion=result.motion * 2)  # another export, as large
+    larger = result.scaled(2)  # another export, as large
     if there:
         export(result, form, target)
     before = _contents(work)
@@ -570,8 +571,7 @@ def export(result: Reconstruction, form: str, target: Path) -> None:
 
 def _whole(result: Reconstruction, form: str) -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as folder:
-        name = {"ply": "a.ply", "gltf": "a.glb", "npz": "a.npz", "page": "a.html"}.get(form, "a")
-        export(result, form, Path(folder) / name)
+        export(result, form, Path(folder) / TARGETS.get(form, "a"))
         return _contents(Path(folder))
 
 

@@ -239,7 +239,7 @@ def profile(model: network.Network, queries: int, size: int) -> list[dict[str, A
 def launches(model: network.Network, queries: int) -> dict[str, list[dict[str, Any]]]:
     """Microseconds of each kernel as it may be launched, one call, of a step at 256²."""
     from fasttracks.kernels import tapnext as kernels
-    from fasttracks.tune import graph_seconds
+    from fasttracks.performance.timing import graph_seconds
 
     state = model.begin(queries, (256, 256))
     tokens, width = state.hidden.shape[2], model.width

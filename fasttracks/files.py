@@ -65,32 +65,35 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise InputError(f"output: {path} is a directory; expected a file's name")
     with _scratch(target.parent) as scratch:
         yield scratch / target.name
+        _sync(scratch / target.name)
         _replace(scratch / target.name, target)
 
 
 @contextmanager
 def filling(folder: str | os.PathLike[str], own: str) -> Iterator[Path]:
-    """Yield a new folder; the files made there are those of `folder` at the end.
+    """Yield a new folder; the files made in it and below are those of `folder` at the end.
 
     A folder that is new appears whole. In one that exists, the files are replaced one by one when
-    all are written; of the others, those are removed whose names match the regular expression
-    `own`, as they are of an earlier export.
+    all are written; of the others beside them, those are removed whose path from `folder` matches
+    the regular expression `own`, as they are of an earlier export.
     """
     target = output_target(folder)
     if target.exists() and not target.is_dir():
         raise InputError(f"output: {folder} is a file; expected a folder's name")
     with _scratch(target if target.is_dir() else target.parent) as new:
         yield new
-        names = sorted(os.listdir(new))
+        files = {path.relative_to(new) for path in new.rglob("*") if path.is_file()}
+        for file in files:
+            _sync(new / file)
         if not target.exists():
-            for name in names:
-                _sync(new / name)
             return os.rename(new, target)
-        for name in names:
-            _replace(new / name, target / name)
-        for name in os.listdir(target):
-            if re.fullmatch(own, name) and name not in names:
-                os.unlink(target / name)
+        for file in files:
+            (target / file).parent.mkdir(parents=True, exist_ok=True)
+            _replace(new / file, target / file)
+        for parent in {file.parent for file in files}:
+            for other in (path.relative_to(target) for path in (target / parent).iterdir()):
+                if re.fullmatch(own, other.as_posix()) and other not in files:
+                    os.unlink(target / other)
 
 
 @contextmanager
@@ -136,14 +139,14 @@ def _locked(folder: Path, wait: bool = False) -> Iterator[None]:
 
 
 def _replace(file: Path, target: Path) -> None:
-    """Rename a file once it is on disk."""
-    _sync(file)
+    """Rename a file, with the mode of the one that it replaces."""
     with suppress(FileNotFoundError):
         os.chmod(file, target.stat().st_mode & 0o7777)
     os.replace(file, target)
 
 
 def _sync(file: Path) -> None:
+    """Wait until a file is on disk, so that no crash can leave its name without its content."""
     with open(file, "rb") as handle:
         os.fsync(handle.fileno())
 

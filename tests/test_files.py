@@ -90,13 +90,15 @@ def test_one_in_another(tmp_path):
 
 
 def test_filling_a_folder_that_exists(tmp_path):
-    for name in ("1.txt", "2.txt", "mine.txt"):
+    (tmp_path / "below").mkdir()
+    for name in ("1.txt", "2.txt", "mine.txt", "below/1.txt", "below/2.txt"):
         (tmp_path / name).write_text("old")
-    with filling(tmp_path, OWN) as new:
-        (new / "1.txt").write_text("new")
-        (new / "3.txt").write_text("new")
-    assert tree(tmp_path) == ["1.txt", "3.txt", "mine.txt"]
-    assert (tmp_path / "1.txt").read_text() == "new"
+    with filling(tmp_path, rf"{OWN}|below/{OWN}") as new:
+        (new / "below").mkdir()
+        for name in ("1.txt", "3.txt", "below/1.txt"):
+            (new / name).write_text("new")
+    assert tree(tmp_path) == ["1.txt", "3.txt", "below", "below/1.txt", "mine.txt"]
+    assert (tmp_path / "below" / "1.txt").read_text() == "new"
 
 
 def test_places_that_cannot_be_written(tmp_path):

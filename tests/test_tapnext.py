@@ -443,11 +443,11 @@ def test_tracker_takes_odd_clips(model, shape) -> None:
 @pytest.mark.parametrize(
     ("queries", "match"),
     [
-        (np.zeros((2, 2)), "rows of frame, x and y"),
-        (np.array([[0, np.nan, 1]]), "finite"),
-        (np.array([[0.5, 1, 1]]), "whole frame numbers from 0 to 2"),
-        (np.array([[3, 1, 1]]), "whole frame numbers"),
-        (np.array([[-1, 1, 1]]), "whole frame numbers"),
+        (np.zeros((2, 2)), "rows of frame, x, y"),
+        (np.array([[0, np.nan, 1]]), "pixels of 52×40"),
+        (np.array([[0.5, 1, 1]]), "whole frames 0 to 2"),
+        (np.array([[3, 1, 1]]), "whole frames"),
+        (np.array([[-1, 1, 1]]), "whole frames"),
     ],
 )
 def test_queries_are_checked(model, queries, match) -> None:
@@ -485,7 +485,7 @@ def test_online_is_the_same_as_a_clip(model) -> None:
         (np.zeros((8, 8, 4), np.uint8), None, "^frames: "),
         (np.zeros((8, 8, 3)), None, "^frames: "),
         (np.zeros((8, 8, 3), np.uint8), np.zeros(2), r"^points: expected shape \(n, 2\)"),
-        (np.zeros((8, 8, 3), np.uint8), [[1, math.inf]], "finite"),
+        (np.zeros((8, 8, 3), np.uint8), [[1, math.inf]], "pixels of 8×8"),
     ],
 )
 def test_online_input_is_checked(model, frame, points, match) -> None:

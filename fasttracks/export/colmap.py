@@ -17,7 +17,7 @@ from fasttracks.reconstruction_data import ReconstructionData
 _PINHOLE = 1  # the model's number; its parameters are fx, fy, cx, cy
 _SHARED = 0.5  # pixels that any may be moved by, for one camera to serve all frames
 # All that a model may consist of: readers take binary files before text.
-_OWN = r"(cameras|images|points3D|frames|rigs)\.(bin|txt)"
+OWN = r"(cameras|images|points3D|frames|rigs)\.(bin|txt)"
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def write(rec: ReconstructionData, folder: Path, text: bool, moving: bool) -> No
     """See `Reconstruction.to_colmap`."""
     model = _model(rec, moving)
     suffix, mode = (".txt", _Text) if text else (".bin", _Binary)
-    with filling(folder, _OWN) as new:
+    with filling(folder, OWN) as new:
         for name in ("cameras", "images", "points3D"):
             (new / f"{name}{suffix}").write_bytes(getattr(mode, name)(model))
 

@@ -12,20 +12,21 @@ import numpy as np
 
 from fasttracks.errors import InputError
 from fasttracks.export import colmap, ply
-from fasttracks.files import filling, replacing
+from fasttracks.files import filling
 from fasttracks.reconstruction_data import ReconstructionData
 
 
 def write(rec: ReconstructionData, folder: Path, frames: np.ndarray) -> None:
     """See `Reconstruction.to_splat`."""
     rec = _with_one_camera(rec, frames)
-    with filling(folder / "images", r"frame_\d+\.png") as images:
+    with filling(folder, rf"images/frame_\d+\.png|sparse/0/{colmap.OWN}") as new:
+        (new / "images").mkdir()
         for t, frame in enumerate(frames):
-            _write_image(images / colmap.image_name(t), frame)
-    colmap.write(rec, folder / "sparse" / "0", text=False, moving=False)
-    ply.write(_still(rec), folder / "points.ply")
-    with replacing(folder / "transforms.json") as temporary:
-        temporary.write_text(json.dumps(_transforms(rec), indent=1), encoding="utf-8")
+            _write_image(new / "images" / colmap.image_name(t), frame)
+        colmap.write(rec, new / "sparse" / "0", text=False, moving=False)
+        ply.write(_still(rec), new / "points.ply")
+        text = json.dumps(_transforms(rec), indent=1)
+        (new / "transforms.json").write_text(text, encoding="utf-8")
 
 
 def _with_one_camera(rec: ReconstructionData, frames: np.ndarray) -> ReconstructionData:

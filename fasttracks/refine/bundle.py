@@ -1,10 +1,27 @@
 """Bundle adjustment of a prediction: cameras and static points, then the motion of the others.
 
-Cameras and static points minimise the paper's static loss (TracksTo4D, arXiv 2404.07097, section
-3.3), log(γ + r²/γ), but each track's γ follows its own residuals, and points and cameras
-are free, held to the network's as firmly as its γ says it is sure, and tracks that its γ
-says move hardly count. Then, the cameras held, the low-rank motion is fitted
-to the tracks that no static point explains.
+Camera rotations R and positions t, one correction f of the focal length and static points X
+minimise, for each clip of T frames and N tracks,
+
+    Σ v / m⁴ · log(1 + |π(X) − u|² / σ²)                   reprojection of static points
+    + Σ v / Σₜ v · (log z − log ẑ)² / DEPTH²               prior on depths
+    + Σ |log(ΔR̂ᵀ ΔR)|² / c² + |Δt − Δt̂|² / (c z̃)²         prior on camera steps
+    + (log f)² / FOCAL²                                    prior on the focal length, if not known
+
+where u, v are the tracks' image positions and visibility, hats mark what the network predicts, and
+
+    σ  scale of a track's Cauchy distribution, fitted to its residuals between steps, at least NOISE
+    m  mobility: a track's γ over STILL times the least γ of the clip, at least 1
+    c  CAMERA times the least γ of the clip, which is about the network's own error
+    z, z̃  depth of a point in a frame, and the clip's median depth.
+
+The first term is the paper's static loss log(γ + r²/γ) (TracksTo4D, arXiv 2404.07097, section
+3.3) with a γ that follows the residuals. The priors get weaker the further the scene is from what
+the network predicts, and firm where there is no parallax. Points are eliminated by the Schur
+complement (`cameras`). The start is also tried with its relief reversed: the bas-relief ambiguity.
+
+Then, the cameras held, the low-rank motion is fitted to the tracks that no static point explains
+(`motion`), with priors on their depths and accelerations.
 """
 
 from functools import partial
@@ -29,19 +46,27 @@ from fasttracks.refine.cameras import Evidence, Scene, adjust, choose
 from fasttracks.refine.motion import Motion, Sight, adjust_motion, principal
 from fasttracks.refine.positive_definite import has_kernels, solve
 
-NOISE = 0.5 / 525  # least scale of a track's offsets, in units of the focal length
-DEPTH, FOCAL = 0.3, 0.4  # deviation, as a share, of the network's depths and focal lengths
-CAMERA = 1.5  # of its camera steps, in radians and median depths, as a share of the least γ
-CALM, FIRMNESS = 2.5, 4  # a track with γ over so many least γ counts less, by that power
-MOVING_DEPTH = 0.02  # of a whole track of its depths of what moves
-UNSEEN = 0.1  # weight of where the network sees what moves, in frames in which its track is lost
-ACCELERATION = 0.01  # of what moves, as a share of the median depth, a frame²
-STATIC = 6 * NOISE, 4  # a track whose static scale is less, seen so often, doesn't move
-HELD_DEPTH = 0.02  # of the network's depths where there is no parallax to tell them by
-CLEAN = 12  # parallax, in median offsets of static tracks, that tells depth however small it is
-FEW = 8  # static tracks from a frame to the next, in most frames, that cameras are believed from
-LINKS = 3  # static tracks that any two parts of a clip share, or nothing tells how they lie
-DOUBT = 1.8, 0.45  # least γ that camera turns differ from the network's, share of static tracks
+# Image offsets are in units of the focal length, thus about radians.
+NOISE = 0.5 / 525  # least σ: half a pixel at a focal length of 525
+DEPTH = 0.3  # standard deviation of the logarithm of the network's depths
+FOCAL = 0.4  # and of that of its focal length
+CAMERA = 1.5  # of its camera steps, over the least γ: radians, and median depths
+STILL = 2.5  # over the least γ, the γ up to which a track counts as still
+MOBILITY_POWER = 4  # of m, by which tracks that the network sees move count less
+STATIC_SCALE = 6 * NOISE  # a track is static if its σ m is less
+STATIC_FRAMES = 4  # and it is seen in so many frames
+
+HELD_DEPTH = 0.02  # in place of DEPTH where there is no parallax
+CLEAR_PARALLAX = 12  # in median offsets of static tracks: enough to tell depth, however small
+
+LEAST_STATIC = 8  # static tracks from a frame to the next, in most frames, to believe cameras
+LEAST_SHARED = 3  # static tracks that any two parts of a clip share, or nothing tells how they lie
+DOUBTED_CHANGE = 1.8  # least γ that camera turns differ from the network's, and
+DOUBTED_SHARE = 0.45  # share of static tracks below it, where the network's answer is kept
+
+MOVING_DEPTH = 0.02  # standard deviation of the log depth of what moves, over a whole track
+UNSEEN = 0.1  # weight of the network's image positions in frames in which a moving track is lost
+ACCELERATION = 0.01  # standard deviation of what moves, in median depths a frame²
 
 _COARSE_ROUNDS, _COARSE_ITERATIONS = 2, 3
 _FINE_ROUNDS, _FINE_ITERATIONS, _MOTION_ROUNDS = 3, 3, 2
@@ -59,7 +84,7 @@ class Report(NamedTuple):
 def bundle(
     prediction: Prediction, tracks: Tensor, known_focal: Tensor
 ) -> tuple[Prediction, Report]:
-    """Adjust a prediction to the tracks (B, T, N, 3) of u, v, o it was made from.
+    """Adjust a prediction to the tracks (B, T, N, 3) of u, v and visibility it was made from.
 
     known_focal (B,) bool: the focal length that normalised the tracks is the true one; else one
     correction a clip is found. A clip whose cost would not fall keeps its prediction. The first
@@ -169,28 +194,28 @@ class _Problem(NamedTuple):
 
     start: Scene
     evidence: Evidence
-    observed: Tensor  # (B, T, N)
+    visibility: Tensor  # (B, T, N)
     mobility: Tensor  # (B, N) 1 for a track that stands still as far as the network knows, or more
     spread: Tensor  # (B,) parallax as the network sees it
 
     @classmethod
     def of(cls, start: Scene, gamma: Tensor, tracks: Tensor, known_focal: Tensor) -> "_Problem":
-        positions, observed = tracks[..., :2], tracks[..., 2]
+        positions, visibility = tracks[..., :2], tracks[..., 2]
         free = (~known_focal).to(tracks.dtype)
         depth = _in_front(to_camera(start.points[:, None], start.rotation, start.position)[..., 2])
         turn, step = camera_steps(start.rotation, start.position)
         # γ of what stands still is about the network's own error, in radians.
         level = torch.quantile(gamma, 0.005, dim=1, keepdim=True).clamp(min=NOISE)
         # Where even the least γ is large, all may move.
-        mobility = (gamma / (CALM * level.clamp(max=10 * NOISE))).clamp(1, 10)
+        mobility = (gamma / (STILL * level.clamp(max=10 * NOISE))).clamp(1, 10)
         deviation = (CAMERA * level).expand(step.shape[:2])
         evidence = Evidence(
             positions,
-            observed / mobility[:, None] ** FIRMNESS,
+            visibility / mobility[:, None] ** MOBILITY_POWER,
             torch.full_like(gamma, 10 * NOISE),
             depth.log(),
             # One expectation a track, not one a frame: its errors are the same in all.
-            observed / observed.sum(1, keepdim=True).clamp(min=1) / DEPTH**2,
+            visibility / visibility.sum(1, keepdim=True).clamp(min=1) / DEPTH**2,
             turn,
             step,
             1 / deviation**2,
@@ -199,8 +224,8 @@ class _Problem(NamedTuple):
             torch.full_like(free, FOCAL**-2),
             free,
         )
-        spread = parallax(start, observed, mobility < 2)
-        return cls(start, evidence, observed, mobility, spread)
+        spread = parallax(start, visibility, mobility < 2)
+        return cls(start, evidence, visibility, mobility, spread)
 
     def coarse(self) -> tuple[Scene, Scene]:
         """The better half of the starts, adjusted roughly and as given.
@@ -245,11 +270,11 @@ class _Problem(NamedTuple):
 
     def flat(self, scene: Scene, static: Tensor) -> Tensor:
         """Clips (B,) without parallax: tracks tell no depth, though by their drift they seem to."""
-        spread = torch.fmin(self.spread, parallax(scene, self.observed, static))
-        seen = static[:, None] & (self.observed > 0)
+        spread = torch.fmin(self.spread, parallax(scene, self.visibility, static))
+        seen = static[:, None] & (self.visibility > 0)
         square = torch.where(seen, _square(scene, self.evidence), torch.nan)
         offset = square.nanmedian(2).values.nanmedian(1).values.sqrt().rad2deg()
-        return spread < (CLEAN * offset).clamp(max=LEAST)
+        return spread < (CLEAR_PARALLAX * offset).clamp(max=LEAST)
 
     def change(self, scene: Scene) -> Tensor:
         """Mean square (B,) of how camera turns differ from the network's, in its deviations."""
@@ -274,7 +299,7 @@ class _Problem(NamedTuple):
 
     def static(self, scale: Tensor) -> Tensor:
         """Tracks (B, N) that a static point explains."""
-        return (scale * self.mobility < STATIC[0]) & (self.observed.sum(1) >= STATIC[1])
+        return (scale * self.mobility < STATIC_SCALE) & (self.visibility.sum(1) >= STATIC_FRAMES)
 
     def doubtful(self, scene: Scene, static: Tensor) -> Tensor:
         """Clips (B,) whose cameras hang on few tracks, or follow what may well move.
@@ -285,23 +310,27 @@ class _Problem(NamedTuple):
         thin, _ = self.links(static)
         pairs = self.pairs()
         share = (pairs * static[:, None]).sum((1, 2)) / pairs.sum((1, 2)).clamp(min=1)
-        far = CAMERA**2 * self.change(scene) > DOUBT[0] ** 2
-        return (thin > 0.5) | ((share < DOUBT[1]) & far)
+        far = CAMERA**2 * self.change(scene) > DOUBTED_CHANGE**2
+        return (thin > 0.5) | ((share < DOUBTED_SHARE) & far)
 
     def pairs(self) -> Tensor:
         """Tracks (B, T - 1, N) that are seen in a frame and in the next; one frame is its own."""
-        seen = self.observed
+        seen = self.visibility
         return seen[:, 1:] * seen[:, :-1] if seen.shape[1] > 1 else seen
 
     def links(self, static: Tensor) -> tuple[Tensor, Tensor]:
         """How well static tracks link frames (B,): the share of pairs of frames that share few, and
         whether the clip falls into two parts that share hardly any.
         """
-        thin = ((self.pairs() * static[:, None]).sum(2) < FEW).to(self.observed.dtype).mean(1)
-        seen = self.observed * static[:, None]
+        thin = (
+            ((self.pairs() * static[:, None]).sum(2) < LEAST_STATIC)
+            .to(self.visibility.dtype)
+            .mean(1)
+        )
+        seen = self.visibility * static[:, None]
         before, after = seen.cummax(1).values, seen.flip(1).cummax(1).values.flip(1)
         across = (before[:, :-1] * after[:, 1:]).sum(2)
-        return thin, (across < LINKS).any(1)
+        return thin, (across < LEAST_SHARED).any(1)
 
     def motion(self, scene: Scene, given: Prediction, static: Tensor, scale: Tensor) -> Motion:
         """Low-rank points: static ones those of the scene, the others fitted to their tracks."""
@@ -313,12 +342,14 @@ class _Problem(NamedTuple):
         depth = _in_front(network[..., 2])
         still = to_camera(scene.points[:, None], scene.rotation, scene.position)[..., 2]
         still = still.clamp(min=1e-3)
-        ratio = torch.where(static[:, None] & (self.observed > 0), (still / depth).log(), torch.nan)
+        ratio = torch.where(
+            static[:, None] & (self.visibility > 0), (still / depth).log(), torch.nan
+        )
         ratio = ratio.nanmedian(2, keepdim=True).values.nan_to_num()
         log_depth = torch.where(static[:, None], still, depth * ratio.exp()).log()
         zoom = focal[..., None, None]
         guess = zoom * network[..., :2] / depth[..., None]
-        image = torch.where((self.observed > 0)[..., None], e.positions, guess)
+        image = torch.where((self.visibility > 0)[..., None], e.positions, guess)
         rays = torch.cat([image / zoom, torch.ones_like(depth[..., None])], -1)
         camera = rays * log_depth.exp()[..., None]
         points = camera @ scene.rotation.mT + scene.position[:, :, None]
@@ -346,7 +377,7 @@ class _Problem(NamedTuple):
                 scene.position,
                 focal.expand(-1, frames),
                 image,
-                moves * self.observed.clamp(min=UNSEEN),
+                moves * self.visibility.clamp(min=UNSEEN),
                 torch.full_like(reach, 2 * NOISE),
                 log_depth,
                 (moves / (frames * MOVING_DEPTH**2)).expand_as(log_depth),
@@ -384,10 +415,10 @@ def likelihood(scene: Scene, evidence: Evidence) -> Tensor:
     return (evidence.weight * terms).sum((1, 2))
 
 
-def parallax(scene: Scene, observed: Tensor, still: Tensor) -> Tensor:
+def parallax(scene: Scene, visibility: Tensor, still: Tensor) -> Tensor:
     """Degrees (B,) that the views of still tracks (B, N) are spread over, those seen best."""
-    spread = ray_spread(scene.points, scene.position, observed).rad2deg()
-    spread = torch.where(still & (observed.sum(1) > 1), spread, torch.nan)
+    spread = ray_spread(scene.points, scene.position, visibility).rad2deg()
+    spread = torch.where(still & (visibility.sum(1) > 1), spread, torch.nan)
     return spread.nanquantile(SHARE, dim=1)
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fasttracks.errors import InputError
-from fasttracks.trackers.queries import check_frames, grid_queries
+from fasttracks.trackers.queries import check_frames, check_queries, grid_queries
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,7 +92,7 @@ class TAPNext:
         count, height, width, _ = frames.shape
         if queries is None:
             queries = grid_queries(count, height, width, self.grid, self.every)
-        queries = _checked(queries, count)
+        queries = check_queries(queries, frames)
         if not len(queries):
             return np.zeros((count, 0, 2), np.float32), np.zeros((count, 0), bool)
         start = queries[:, 0].astype(int)
@@ -246,7 +246,7 @@ class Online:
 
         check_frames(frame[None])
         size = frame.shape[:2]
-        new = _checked(_at(points, self._frame), self._frame + 1)
+        new = _points(points, frame)
         if self.joined + len(new) > self.rows:
             raise InputError(
                 f"points: there is room for {self.rows - self.joined} more, found {len(new)}; "
@@ -258,7 +258,7 @@ class Online:
                 self._session.declare(
                     torch.from_numpy(fresh),
                     torch.full((1, len(new)), self._frame),
-                    torch.from_numpy(_to_space(new[:, 1:], size))[None],
+                    torch.from_numpy(_to_space(new, size))[None],
                 )
             image = torch.from_numpy(np.ascontiguousarray(frame)).to(self._session.device)
             answer = self._session.step(resized(image[None], self._session.size))
@@ -266,7 +266,7 @@ class Online:
         self.joined += len(new)
         self._frame += 1
         tracks, visible = self._tracker._read(out, size)
-        tracks[fresh], visible[fresh] = new[:, 1:], True
+        tracks[fresh], visible[fresh] = new, True
         return tracks, visible
 
 
@@ -280,25 +280,12 @@ def found(checkpoint: str | os.PathLike[str] | None) -> Path:
     return path
 
 
-def _at(points: np.ndarray | None, frame: int) -> np.ndarray:
-    """Queries (n, 3) of points (n, 2) in a frame."""
-    points = np.zeros((0, 2)) if points is None else np.asarray(points)
+def _points(points: np.ndarray | None, frame: np.ndarray) -> np.ndarray:
+    """Points (n, 2) of a frame, or InputError."""
+    points = np.zeros((0, 2)) if points is None else np.asarray(points, dtype=float)
     if points.ndim != 2 or points.shape[1] != 2:
         raise InputError(f"points: expected shape (n, 2), found {points.shape}")
-    return np.insert(points.astype(float), 0, frame, axis=1)
-
-
-def _checked(queries: np.ndarray, count: int) -> np.ndarray:
-    """Queries as (N, 3) float64, or InputError."""
-    queries = np.asarray(queries, dtype=float)
-    if queries.ndim != 2 or queries.shape[1] != 3:
-        raise InputError(f"queries: expected (N, 3) rows of frame, x and y, found {queries.shape}")
-    if not np.isfinite(queries).all():
-        raise InputError("queries: expected finite numbers")
-    frame = queries[:, 0]
-    if ((frame != np.rint(frame)) | (frame < 0) | (frame >= count)).any():
-        raise InputError(f"queries: expected whole frame numbers from 0 to {count - 1}")
-    return queries
+    return check_queries(np.insert(points, 0, 0, axis=1), frame[None])[:, 1:]
 
 
 def _to_space(points: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:

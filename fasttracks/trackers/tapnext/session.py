@@ -14,7 +14,7 @@ from fasttracks.graphs import capture
 from fasttracks.trackers.tapnext import network
 from fasttracks.trackers.tapnext.network import Network, Operations
 
-# By how fast they are on an H100.
+# In this order: the first that can.
 ATTENTION = (
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.FLASH_ATTENTION,
