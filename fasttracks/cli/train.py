@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from fasttracks.cli.console import say
+from fasttracks.cli.console import check_writable, say
 from fasttracks.config import MOST_ROUNDS, Config
 from fasttracks.errors import InputError
 from fasttracks.scenes.held_out import validation
@@ -37,6 +37,7 @@ def train(options: argparse.Namespace) -> None:
     if options.rounds and options.rounds > MOST_ROUNDS:
         raise InputError(f"--rounds: expected at most {MOST_ROUNDS}, found {options.rounds}")
     device, folder = resolve_device(options.device), Path(options.output)
+    check_writable(folder / "log.jsonl")
     if "LOCAL_RANK" in os.environ:
         if device.type == "cuda":
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
@@ -61,8 +62,6 @@ def train(options: argparse.Namespace) -> None:
     assumed = current.network.config.assumed_focal
     source = _source(options, device, assumed)
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "log.jsonl", "a"):  # an OSError now rather than after the first hours
-        pass
     if first:
         say(f"{'going on' if going else 'starting'} at step {current.step} on {device}")
         if device.type == "cpu":

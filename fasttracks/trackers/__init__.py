@@ -108,7 +108,8 @@ def get_tracker(name: str, **options: Any) -> Tracker:
 
         return KLT(**options)
     if name == "tapnext":
-        from fasttracks.trackers.tapnext import TAPNext, found
+        from fasttracks.trackers.tapnext import TAPNext
+        from fasttracks.trackers.tapnext.checkpoint import found
 
         tapnext = TAPNext(**options)
         found(tapnext.checkpoint)  # that it lacks is better known before a video is decoded

@@ -13,22 +13,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fasttracks.errors import InputError
 from fasttracks.trackers.queries import check_frames, check_queries, grid_queries
+from fasttracks.trackers.tapnext.checkpoint import found
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from fasttracks.trackers.tapnext.session import Session
-
-LICENCE = "Apache-2.0"
-URL = "https://storage.googleapis.com/dm-tapnet/tapnextpp/tapnextpp_ckpt.pt"
-HOW = f"curl -LO {URL} (2.5 GB, {LICENCE}), then: fasttracks convert tapnextpp_ckpt.pt"
 
 _SPACE = 256  # see `network`
 _AT_ONCE = 8  # frames that are brought to the GPU together
@@ -268,16 +264,6 @@ class Online:
         tracks, visible = self._tracker._read(out, size)
         tracks[fresh], visible[fresh] = new, True
         return tracks, visible
-
-
-def found(checkpoint: str | os.PathLike[str] | None) -> Path:
-    """A checkpoint's path, or InputError that says how to get one."""
-    if checkpoint is None:
-        raise InputError(f"checkpoint: tapnext needs its weights; {HOW}")
-    path = Path(checkpoint)
-    if not path.is_file():
-        raise InputError(f"checkpoint: no file {path}; {HOW}")
-    return path
 
 
 def _points(points: np.ndarray | None, frame: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fasttracks.errors import InputError
 from fasttracks.files import replacing
-from fasttracks.trackers.tapnext import HOW, LICENCE, found
+from fasttracks.trackers.tapnext.checkpoint import HOW, LICENCE, found
 from fasttracks.trackers.tapnext.network import HEAD, HIDDEN, PATCH, SPACE, TAPS, Network
 
 _KIND, _SIZE = "tapnext", "size"  # in the header
