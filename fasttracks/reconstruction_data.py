@@ -32,6 +32,8 @@ _RULES = {
 # Of the mean log γ of moving tracks over that of still ones, and of it alone, in radians: what
 # generated clips in which something moves have at least, and those in which nothing does have not.
 _APART, _MOVES = np.log(5), np.log(0.012)
+# Where at least a twentieth of the tracks lie this far above the others, the level doesn't matter.
+_FAR_APART, _MANY = np.log(7), 0.05
 
 ArrayT = TypeVar("ArrayT", np.ndarray, "Tensor")  # all arrays of one are of one kind
 
@@ -191,7 +193,9 @@ def _split(level: np.ndarray) -> float:
     total = x.cumsum()
     lower, upper = total[:-1] / below, (total[-1] - total[:-1]) / above
     i = int((below * above * (upper - lower) ** 2).argmax())
-    if upper[i] - lower[i] > _APART and upper[i] > _MOVES:
+    apart = upper[i] - lower[i]
+    many = above[i] >= _MANY * len(x)
+    if (apart > _APART and upper[i] > _MOVES) or (apart > _FAR_APART and many):
         return float(x[i] + x[i + 1]) / 2
     median = np.median(x)
     deviation = 1.4826 * np.median(np.abs(x - median))

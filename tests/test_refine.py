@@ -445,7 +445,7 @@ def test_reconstruct_refines_batches(refine, monkeypatch):
     monkeypatch.setattr("fasttracks.refine.finetune.finetune", partial(finetune, steps=8))
     # An untrained network is too unsure for its answer to be adjusted.
     monkeypatch.setattr("fasttracks.refine.bundle.LEAST_STATIC", 0)
-    monkeypatch.setattr("fasttracks.refine.bundle.DOUBT", (1.8, 0.0))
+    monkeypatch.setattr("fasttracks.refine.bundle.DOUBTED_SHARE", 0.0)
     truth, _ = world(8, 20, batch=2)
     pixels = (640 * image(truth)[1] + torch.tensor([319.5, 239.5], **DOUBLE)).numpy()
     camera = np.array([[640, 0, 319.5], [0, 640, 239.5], [0, 0, 1]])
