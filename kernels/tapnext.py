@@ -12,15 +12,7 @@ import triton
 import triton.language as tl
 
 from fasttracks.kernels.common import gelu, overlap, wait_for_previous
-
-# They fit any GPU from sm_80 on: 99 KB of shared memory, no spills.
-ADD_NORM = {"BLOCK_ROWS": 4, "num_warps": 4, "enable_fp_fusion": True}
-RECUR = {"BLOCK_ROWS": 16, "num_warps": 4, "num_stages": 1, "enable_fp_fusion": True}
-ACTIVATE = {"BLOCK": 1024, "num_warps": 4, "enable_fp_fusion": True}
-HEADS = {
-    **{"BLOCK_ROWS": 16, "BLOCK_K": 32},
-    **{"num_warps": 8, "num_stages": 2, "enable_fp_fusion": True},
-}
+from fasttracks.kernels.launches import launch
 
 
 @triton.jit
@@ -82,8 +74,9 @@ def add_norm(
     out = torch.empty_like(x, dtype=dtype)
     width = x.shape[-1]
     rows = x.numel() // width
+    options = launch("tapnext_add_norm", rows, x.device)
     with torch.cuda.device_of(x):  # nothing for a CPU tensor, in the interpreter
-        _add_norm[(triton.cdiv(rows, ADD_NORM["BLOCK_ROWS"]),)](
+        _add_norm[(triton.cdiv(rows, options["BLOCK_ROWS"]),)](
             x,
             delta if delta is not None else x,
             bias if bias is not None else weight,
@@ -96,7 +89,7 @@ def add_norm(
             BLOCK_WIDTH=triton.next_power_of_2(width),
             ADD=delta is not None,
             LAYER=shift is not None,
-            **ADD_NORM,
+            **options,
             **overlap(x.device),
         )
     return x, out
@@ -184,7 +177,8 @@ def recur(
     out = torch.empty_like(hidden, dtype=branches.dtype)
     width, head = hidden.shape[-1], gates_weight.shape[-1]
     rows = hidden.numel() // width
-    grid = triton.cdiv(rows, RECUR["BLOCK_ROWS"]) * (width // head)
+    options = launch("tapnext_recur", rows, hidden.device)
+    grid = triton.cdiv(rows, options["BLOCK_ROWS"]) * (width // head)
     with torch.cuda.device_of(hidden):
         _recur[(grid,)](
             branches,
@@ -202,7 +196,7 @@ def recur(
             WIDTH=width,
             HEAD=head,
             PRECISION=_precision(gates_weight),
-            **RECUR,
+            **options,
             **overlap(hidden.device),
         )
     return out
@@ -242,9 +236,10 @@ def activate(x: torch.Tensor, bias: torch.Tensor, *, gated: bool) -> torch.Tenso
     inner = width // 2 if gated else width
     out = x.new_empty(*x.shape[:-1], inner) if gated else x
     rows = x.numel() // width
+    options = launch("tapnext_activate", rows, x.device)
     with torch.cuda.device_of(x):
-        _activate[(rows * triton.cdiv(inner, ACTIVATE["BLOCK"]),)](
-            x, bias, out, INNER=inner, GATED=gated, **ACTIVATE, **overlap(x.device)
+        _activate[(rows * triton.cdiv(inner, options["BLOCK"]),)](
+            x, bias, out, INNER=inner, GATED=gated, **options, **overlap(x.device)
         )
     return out
 
@@ -419,8 +414,9 @@ def heads(x: torch.Tensor, weights: Any) -> torch.Tensor:
     rows = x.numel() // x.shape[-1]
     out = x.new_empty(*x.shape[:-1], 4, dtype=torch.float32)
     layers = (w.first, w.first_norm, w.second, w.second_norm, w.coordinates, w.visible)
+    options = launch("tapnext_heads", rows, x.device)
     with torch.cuda.device_of(x):
-        _heads[(triton.cdiv(rows, HEADS["BLOCK_ROWS"]),)](
+        _heads[(triton.cdiv(rows, options["BLOCK_ROWS"]),)](
             x,
             *(tensor for layer in layers for tensor in (layer.weight, layer.bias)),
             out,
@@ -432,7 +428,7 @@ def heads(x: torch.Tensor, weights: Any) -> torch.Tensor:
             REACH=w.reach,
             RADIUS=int(w.radius),
             PRECISION=_precision(w.first.weight),
-            **HEADS,
+            **options,
             **overlap(x.device),
         )
     return out

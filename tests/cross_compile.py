@@ -164,12 +164,16 @@ def tapnext_cases() -> list[Case]:
     halves = ("delta", "out", "branches", "gates_weight", "taps", "x", "first", "second")
     types = dict.fromkeys((*halves, "coordinates"), "*fp16") | {"rows": "i32", "frame": "*i32"}
     wide, precision = {"WIDTH": 768}, {"PRECISION": "tf32"}
-    norm = {**wide, "BLOCK_WIDTH": 1024, "ADD": True, "LAYER": True, **tapnext.ADD_NORM}
-    head = {"HIDDEN": 256, "SPACE": 256, "REACH": 20, "RADIUS": 8, **tapnext.HEADS}
-    inner = {"INNER": 3072, "GATED": True, **tapnext.ACTIVATE}
+    norm = {**wide, "BLOCK_WIDTH": 1024, "ADD": True, "LAYER": True, **launched("tapnext_add_norm")}
+    head = {"HIDDEN": 256, "SPACE": 256, "REACH": 20, "RADIUS": 8, **launched("tapnext_heads")}
+    inner = {"INNER": 3072, "GATED": True, **launched("tapnext_activate")}
     cases: dict[str, tuple[Any, dict[str, Any], dict[str, str]]] = {
         "add_norm": (tapnext._add_norm, norm, {"x": "*fp32"}),
-        "recur": (tapnext._recur, {**wide, **precision, "HEAD": 64, **tapnext.RECUR}, {}),
+        "recur": (
+            tapnext._recur,
+            {**wide, **precision, "HEAD": 64, **launched("tapnext_recur")},
+            {},
+        ),
         "activate": (tapnext._activate, inner, {}),
         "heads": (tapnext._heads, {**wide, **precision, **head}, {"out": "*fp32"}),
     }

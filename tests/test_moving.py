@@ -106,7 +106,7 @@ def test_ray_spread_in_numpy_and_torch():
 
 
 def test_the_demo_s_sheep_move():
-    """A clip without parallax, in which nothing moves fast: nearly half of the tracks are theirs."""
+    """A clip without parallax in which nothing moves fast: nearly half of the tracks are theirs."""
     clip = fasttracks.Tracks.load(CLIP)
     rec = fasttracks.reconstruct(
         clip.tracks[:, ::3], clip.visibility[:, ::3], image_size=clip.image_size, device="cpu"

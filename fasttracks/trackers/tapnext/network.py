@@ -388,7 +388,8 @@ def attend(qkv: Tensor, first: int) -> Tensor:
 def heads(x: Tensor, weights: Heads) -> Tensor:
     """Both heads on tokens (B, Q, C): (B, Q, 4), as `Network.step` returns it."""
     coordinates, visible = logits(x, weights)
-    return torch.cat([decode(coordinates), visible[..., None]], -1)[..., [0, 1, 3, 2]]
+    position, certainty = decode(coordinates).split((2, 1), -1)
+    return torch.cat([position, visible[..., None], certainty], -1)
 
 
 def logits(x: Tensor, weights: Heads) -> tuple[Tensor, Tensor]:
