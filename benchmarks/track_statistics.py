@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from fasttracks import Tracks
+from fasttracks.evaluation.metrics import Truth
 from fasttracks.geometry import camera_steps, rotation_angle
-from fasttracks.metrics import Truth
-from fasttracks.pipeline import normalise
 from fasttracks.scenes.generator import generate, seeded
 from fasttracks.scenes.library import load as load_library
 from fasttracks.scenes.variety import CASUAL, TRIPOD, WALK, Variety
@@ -29,7 +28,7 @@ LATER = (5, 20, 49)  # frames
 
 
 def of_tracks(tracks: Tensor) -> dict[str, float]:
-    """What tracks (T, N, 3) of normalised u, v and observed flag alone say."""
+    """What tracks (T, N, 3) of normalised u, v and visibility alone say."""
     place, seen = PIXELS * tracks[..., :2], tracks[..., 2] > 0
     step = place.diff(dim=0).norm(dim=-1)[seen[1:] & seen[:-1]]
     rough = place.diff(n=3, dim=0)[seen[3:] & seen[2:-1] & seen[1:-2] & seen[:-3]]
@@ -159,7 +158,7 @@ def main() -> None:
             camera = clip.camera().copy()
             if options.focal and clip.intrinsics is None:
                 camera[:, (0, 1), (0, 1)] = options.focal
-            rows.append(of_tracks(normalise(clip, camera)))
+            rows.append(of_tracks(clip.inputs(camera)))
     library = load_library(options.data, "validation", "cpu") if options.varieties else None
     for name in options.varieties:
         assert library is not None
