@@ -43,13 +43,9 @@ def modules() -> dict[str, Path]:
 
 
 def imports(path: Path, names: dict[str, Path]) -> set[str]:
-    """Modules of the package that a module imports, at its top or in a function."""
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            node.body = []
+    """Modules of the package that a module imports, at its top, in a function or for types."""
     found = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

@@ -3,14 +3,41 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fasttracks.trackers.patches import RADIUS, Patches, sample
 
-if TYPE_CHECKING:
-    from fasttracks.trackers.klt import KLT
+
+@dataclass(frozen=True)
+class Thresholds:
+    """When a `Follower` takes a point for followed, lost or found.
+
+    Attributes:
+        window: side of the patch that Lucas–Kanade compares, in pixels.
+        max_error: between where a step began and where the flow back leads, in pixels.
+        min_recent: likeness to the patch of its last change of looks that tells where a point is.
+        min_born: likeness to its patch at birth that does.
+        least: likeness to the former below which a point is lost.
+        renew: likeness to the former below which it is taken anew.
+        patience: frames that a point is followed while neither patch is found.
+        max_change: of a point's colour from one frame to the next, of 255.
+        max_aging: of its colour since birth.
+        memory: frames that a lost point is looked for.
+        min_found: likeness that finds it.
+    """
+
+    window: int = 15
+    max_error: float = 1.0
+    min_recent: float = 0.7
+    min_born: float = 0.8
+    least: float = 0.4
+    renew: float = 0.9
+    patience: int = 5
+    max_change: float = 25.0
+    max_aging: float = 30.0
+    memory: int = 20
+    min_found: float = 0.85
 
 
 class Frame:
@@ -108,7 +135,7 @@ class Follower:
     correlates.
     """
 
-    def __init__(self, options: KLT) -> None:
+    def __init__(self, options: Thresholds) -> None:
         self.options = options
         self.frame: Frame | None = None
         nothing = np.zeros((0, 2), np.float32)

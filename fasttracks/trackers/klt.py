@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fasttracks.errors import InputError
-from fasttracks.trackers.follower import Flow, Follower, Frame
+from fasttracks.trackers.follower import Flow, Follower, Frame, Thresholds
 from fasttracks.trackers.queries import check_frames, check_queries, usual_count
 from fasttracks.trackers.seeding import Grid, moving, place
 
@@ -17,36 +17,15 @@ SPARE = 1.2  # times as many tracks as asked for, as some are seen in one frame
 
 
 @dataclass(frozen=True)
-class KLT:
+class KLT(Thresholds):
     """Follows each point from its frame forwards and backwards; see `Follower`.
 
     Attributes:
         tracks: how many, if no queries are given; None: 900 of 50 frames, more of longer clips.
-        window: side of the patch that Lucas–Kanade compares, in pixels.
-        max_error: between where a step began and where the flow back leads, in pixels.
-        min_recent: likeness to the patch of its last change of looks that tells where a point is.
-        min_born: likeness to its patch at birth that does.
-        least: likeness to the former below which a point is lost.
-        renew: likeness to the former below which it is taken anew.
-        patience: frames that a point is followed while neither patch is found.
-        max_change: of a point's colour from one frame to the next, of 255.
-        max_aging: of its colour since birth.
-        memory: frames that a lost point is looked for.
-        min_found: likeness that finds it.
+        The others: see `Thresholds`.
     """
 
     tracks: int | None = None
-    window: int = 15
-    max_error: float = 1.0
-    min_recent: float = 0.7
-    min_born: float = 0.8
-    least: float = 0.4
-    renew: float = 0.9
-    patience: int = 5
-    max_change: float = 25.0
-    max_aging: float = 30.0
-    memory: int = 20
-    min_found: float = 0.85
 
     def __post_init__(self) -> None:
         for name, least in (("tracks", 1), ("window", 3), ("patience", 0), ("memory", 0)):
