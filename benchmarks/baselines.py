@@ -4,7 +4,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch._inductor.config as inductor
@@ -30,8 +30,9 @@ class StrongestTorch(nn.Module):
         super().__init__()
         self.network, self.points = network, network.points
         x = torch.randn(*inputs.shape[:3], network.config.width, device=inputs.device).half()
-        self.sdpa = {}
-        for block in network.blocks[:2]:
+        self.sdpa: dict[int, SDPBackend] = {}
+        first: Any = network.blocks[:2]  # one along each axis
+        for block in first:
             seconds = {backend: _seconds(block, x, backend) for backend in SDPA}
             self.sdpa[block.axis] = min(seconds, key=seconds.__getitem__)
         self.embed = torch.compile(network.embedding, dynamic=False)
@@ -41,7 +42,8 @@ class StrongestTorch(nn.Module):
 
     def forward(self, tracks: Tensor) -> Prediction:
         x = self.embed(tracks, torch.float16)
-        for block in self.network.blocks:
+        blocks: Any = self.network.blocks
+        for block in blocks:
             with sdpa_kernel(self.sdpa[block.axis]):
                 x = block(x)
         return self.read(x)
@@ -64,7 +66,7 @@ def strongest_torch(inputs: Tensor) -> tuple[Callable[[Tensor], Prediction], dic
     network = fasttracks.load("base", device=inputs.device, precision="fp16", backend="torch")
     strongest = StrongestTorch(network, inputs)
     _, frames, tracks, _ = inputs.shape
-    engine = fasttracks.Engine(strongest, max_tracks=tracks, max_frames=frames)
+    engine = fasttracks.Engine(cast(TracksTo4D, strongest), max_tracks=tracks, max_frames=frames)
     used = {
         "sdpa over time": strongest.sdpa[ops.TIME].name,
         "sdpa over tracks": strongest.sdpa[ops.TRACK].name,

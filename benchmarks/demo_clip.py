@@ -42,6 +42,8 @@ def main() -> None:
     if options.video_only:
         return
     tracks = track(options.video, frames=FRAMES, progress=True)
+    assert tracks.visibility is not None
+    assert tracks.colors is not None
     often = tracks.visibility.sum(0) > 1
     colors = tracks.colors[often]
     tracks = replace(

@@ -30,6 +30,7 @@ import stereo4d
 import torch
 
 import fasttracks
+from fasttracks.files import write_npz
 from fasttracks.trackers import get_tracker, to_tracks
 from fasttracks.video import Video, read_video
 
@@ -71,7 +72,7 @@ def follow(
     arrays |= {name: np.array(value) for name, value in figures.items()}
     if cached:
         cached.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(cached, **arrays)
+        write_npz(cached, arrays)
     return arrays
 
 

@@ -13,6 +13,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +61,13 @@ def ways(network: TracksTo4D, tuning: list[int]) -> dict[str, Step]:
     found: dict[str, Step] = {"forward": lambda clip, _: network(clip.tracks)}
     found["forward + bundle"] = adjusted
     for steps in tuning:
-        found[f"finetune {steps}"] = lambda clip, _, steps=steps: finetune(
-            network, clip.tracks, steps=steps
-        )[0]
+        found[f"finetune {steps}"] = partial(_tuned, network, steps)
         found[f"finetune {steps} + bundle"] = adjusted
     return found
+
+
+def _tuned(network: TracksTo4D, steps: int, clip: Clips, _: Prediction | None) -> Prediction:
+    return finetune(network, clip.tracks, steps=steps)[0]
 
 
 def measure(every: dict[str, Step], clip: Clips) -> dict[str, dict[str, float]]:

@@ -201,7 +201,7 @@ def speed(
             row |= scene.error(scene.follow(session), truth)
             if cuda:
                 row["session GB"] = (torch.cuda.memory_allocated() - before) / 1e9
-            row |= timed(lambda s=session: s.step(scene.frames[0]), options.calls, cuda)
+            row |= timed(partial(session.step, scene.frames[0]), options.calls, cuda)
             row["TFLOP/s"] = operations_of(queries, size) / row["ms back to back"] / 1e9
             row["accurate"] = row["px p99"] <= LIMIT
             del session
