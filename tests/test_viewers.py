@@ -58,6 +58,7 @@ def clip(frames: int = 12, tracks: int = 60, size: tuple[int, int] = (120, 160))
 
 def video_of(rec: Reconstruction) -> np.ndarray:
     """Frames of one colour each, red to blue."""
+    assert rec.image_size is not None
     frames = np.zeros((len(rec.points), *rec.image_size, 3), np.uint8)
     frames[..., 0] = np.linspace(250, 0, len(frames))[:, None, None]
     frames[..., 2] = 250 - frames[..., 0]
@@ -257,6 +258,7 @@ def test_through_the_camera_points_lie_on_the_video(browser, tmp_path):
     """The camera's view shows the frame upright and each point where it reprojects."""
     rec = clip()
     rec = replace(rec, visibility=np.ones_like(rec.visibility))
+    assert rec.image_size is not None
     frames = np.zeros((len(rec.points), *rec.image_size, 3), np.uint8)
     frames[:, :60, :80] = (0, 255, 0)  # green at the top left
     write_page(rec, tmp_path / "wall.html", frames)
