@@ -1,4 +1,4 @@
-"""Each fused operation on its own, against its torch twin in the same precision.
+"""Each fused operation on its own, against plain torch in the same precision.
 
 First the error budget: against float64, a kernel errs at most twice as much as eager torch.
 Times are those of a CUDA graph of many calls, so that nothing is measured but the GPU.
@@ -49,11 +49,11 @@ def network():
 def test_kernel(benchmark, network, size, name, backend):
     field = name.split()[0]
     call = getattr(choose(backend, network.config), field)
-    twin = getattr(ops, field)
+    plain = getattr(ops, field)
     info = {"operation": name, "backend": backend, "tracks": size[0], "frames": size[1]}
     with torch.no_grad():
         small = arguments(network, name, sample_inputs(min(size[0], 256), size[1], "cuda"))
-        info["error"] = float(f"{within_budget(call, twin, small):.3g}")
+        info["error"] = float(f"{within_budget(call, plain, small):.3g}")
         del small
 
         positional, keywords = arguments(network, name, sample_inputs(*size, "cuda"))

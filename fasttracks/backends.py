@@ -15,7 +15,7 @@ from fasttracks.errors import InputError
 
 
 class Backend(NamedTuple):
-    """One way to run the operations, each with the signature of its twin in `ops`."""
+    """One way to run the operations, each with the signature of that in `ops`."""
 
     name: str
     embed: Callable[..., Tensor]
@@ -93,7 +93,7 @@ def triton() -> Backend:
 def _unless_empty(
     name: str, kernel: Callable[..., Any], error: type[Exception]
 ) -> Callable[..., Any]:
-    twin = getattr(TORCH, name)
+    plain = getattr(TORCH, name)
     run = kernel
 
     @wraps(kernel)
@@ -102,7 +102,7 @@ def _unless_empty(
         try:
             return run(*arguments, **keywords)
         except error as problem:
-            run = twin
+            run = plain
             _fall_back(f"{problem}, for {name}")
             return run(*arguments, **keywords)
 

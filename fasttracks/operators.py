@@ -1,7 +1,7 @@
 """The kernels as operators of torch's dispatcher, `torch.ops.fasttracks`, for what is traced.
 
 `torch.compile` and `torch.export` keep them as they are. Eager calls go without: a dispatch costs
-more time than a launch. On other devices than CUDA their plain torch twins run. A program that
+more time than a launch. On other devices than CUDA their plain torch versions run. A program that
 was exported with them needs this module imported before it is loaded.
 """
 

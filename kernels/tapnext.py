@@ -1,4 +1,4 @@
-"""What surrounds TAPNext's matrix products, fused: the twins are in `fasttracks.trackers.tapnext`.
+"""What surrounds TAPNext's matrix products, fused; `fasttracks.trackers.tapnext` has it in torch.
 
 Their signatures are those of `network.Operations`. All sums are in float32; tensors that
 `network.Network.step` passes are contiguous, and nothing is checked here.

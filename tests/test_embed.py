@@ -1,4 +1,4 @@
-"""The embedding's kernel against its torch twin in float64."""
+"""The embedding's kernel against plain torch in float64."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The kernels of both heads against their torch twin in float64."""
+"""The kernels of both heads against plain torch in float64."""
 
 import pytest
 import torch

@@ -102,7 +102,7 @@ def find_launches(
     with torch.no_grad(), tqdm(total=total, disable=not progress, leave=False) as bar:
         for operation, kernels in candidates.items():
             name = operation.split()[0]
-            kernel_call, twin = getattr(network.backend, name).__wrapped__, getattr(ops, name)
+            kernel_call, plain = getattr(network.backend, name).__wrapped__, getattr(ops, name)
             given = [arguments(network, operation, sample_inputs(*size, device)) for size in sizes]
             calls = [functools.partial(kernel_call, *a, **keywords) for a, keywords in given]
             with launches.using(device, recorded := _Recorded(before)):
@@ -122,7 +122,7 @@ def find_launches(
                         continue
                     try:
                         with launches.using(device, {**before, kernel: [(math.inf, new)]}):
-                            within_budget(kernel_call, twin, given[0])
+                            within_budget(kernel_call, plain, given[0])
                             rows.append([(new, timed(call)) for call in calls])
                     except Exception:  # it doesn't compile, doesn't fit the GPU, or isn't accurate
                         continue
@@ -181,17 +181,17 @@ def arguments(
     return (basis, coefficients, rotation, position, focal), {}
 
 
-def within_budget(call: Callable[..., Any], twin: Callable[..., Any], given: Any) -> float:
+def within_budget(call: Callable[..., Any], plain: Callable[..., Any], given: Any) -> float:
     """The largest error of an operation's results against float64, relative to their largest value.
 
     Raises:
-        ArithmeticError: it is more than twice that of the plain torch twin, plus rounding.
+        ArithmeticError: it is more than twice that of plain torch, plus rounding.
     """
     positional, keywords = given
-    exact = _tensors(twin(*map(_doubled, positional), **keywords))
+    exact = _tensors(plain(*map(_doubled, positional), **keywords))
     errors = [
         [((y - z).abs().max() / z.abs().max()).item() for y, z in zip(found, exact, strict=True)]
-        for found in (_tensors(f(*positional, **keywords)) for f in (call, twin))
+        for found in (_tensors(f(*positional, **keywords)) for f in (call, plain))
     ]
     for ours, eager in zip(*errors, strict=True):
         if not ours <= 2 * eager + 1e-6:
