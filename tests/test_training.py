@@ -417,6 +417,27 @@ def test_supervision_of_the_truth_is_nearly_nothing(source):
         assert (getattr(losses, name) < 1e-3).all(), name
 
 
+def test_a_clip_in_which_nothing_is_seen_has_a_finite_loss(source):
+    inputs, truth = source((2, 6, 12), 0)
+    truth = truth._replace(visible=truth.visible & torch.tensor([[[True]], [[False]]]))
+    network = tiny_network(dtype=torch.float32)
+    loss = supervised(network(inputs), truth).total
+    gradients = torch.autograd.grad(loss.sum(), list(network.parameters()), allow_unused=True)
+    assert loss.isfinite().all()
+    assert all(g.isfinite().all() for g in gradients if g is not None)
+
+
+def test_what_was_skipped_is_in_the_log(tmp_path, source):
+    def once_broken(shape, step):
+        inputs, truth = source(shape, step)
+        return (inputs * math.nan if step == 1 else inputs), truth
+
+    train(tiny_run(), once_broken, tmp_path, validation={}, report_every=3)
+    first, *later = log_of(tmp_path)
+    assert first["skipped"] == 1 and math.isfinite(first["total"])
+    assert all("skipped" not in line for line in later)
+
+
 def test_relief_is_that_within_each_body():
     _, truth = scenes(LIBRARY, 0, (WALK,))((3, 8, 60), 2)
     body = torch.arange(60).expand(3, -1) % 3

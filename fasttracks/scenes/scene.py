@@ -15,7 +15,7 @@ from fasttracks.scenes.places import Things
 from fasttracks.scenes.rays import Planes, Solids
 from fasttracks.scenes.sampling import Draw, constant
 from fasttracks.scenes.skeletons import BONES
-from fasttracks.scenes.variety import Variety
+from fasttracks.scenes.variety import PHONE, Variety
 
 MOVERS = 2  # things a clip that drive or roll: each a ball or a car of two boxes
 _ASPECTS = ((16, 9), (4, 3), (1, 1), (9, 16), (3, 4))
@@ -39,6 +39,9 @@ def choose_lens(draw: Draw, variety: Variety, batch: int) -> Lens:
     half = (aspects / aspects.amax(1, keepdim=True))[shape] / 2
     sides = draw.log_uniform(variety.focal, batch)
     unknown = draw.chance(variety.unknown_focal, batch)
+    if variety.phone:
+        phone = unknown & draw.chance(variety.phone, batch)
+        sides = torch.where(phone, draw.log_uniform(PHONE, batch), sides)
     assumed = torch.where(unknown, variety.assumed_focal, sides)
     longer = draw.log_uniform((360, 1280), batch)
     return Lens(sides / assumed, assumed * longer, half / assumed[:, None], sides)

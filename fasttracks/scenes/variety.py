@@ -9,6 +9,10 @@ PLACES = ("open", "street", "room", "backdrop")
 CAMERAS = ("orbit", "walk", "follow", "dolly", "still", "pan", "recorded")
 ACTIONS = ("walk", "idle", "rear", "lie", "jump")
 
+# Focal lengths in longer sides of a phone's main camera, and what stabilising a video leaves of it:
+# without parallax nothing but such a guess tells one.
+PHONE: Range = (0.68, 0.95)
+
 # Focal length in longer sides that networks are trained to be given where it is unknown, for them
 # to correct: shorter than any known one, so that tracks themselves say which they are.
 ASSUMED_FOCAL = 0.4
@@ -47,6 +51,7 @@ class Variety:
     focal: Range = (0.6, 2.2)  # in longer sides of the image
     unknown_focal: float = 0.35  # share of clips whose tracks are normalised by a guess:
     assumed_focal: float = ASSUMED_FOCAL  # in longer sides
+    phone: float = 0.0  # of unknown lenses that are a phone's, the others as `focal` says
 
     # A camera that passes through (`passages`), in place of those above; lengths are in metres
     passage: bool = False
@@ -145,5 +150,8 @@ WALK = Variety(
 )
 
 # What training takes in turn.
-_OFTEN_UNKNOWN = replace(CASUAL, unknown_focal=0.5)
-TURNS = (_OFTEN_UNKNOWN, WALK, Variety(), WALK, _OFTEN_UNKNOWN, WALK, TRIPOD, WALK)
+_TRAINED = replace(CASUAL, unknown_focal=0.5)
+TURNS = tuple(
+    replace(variety, phone=0.8)
+    for variety in (_TRAINED, WALK, Variety(), _TRAINED, WALK, TRIPOD, _TRAINED, WALK)
+)

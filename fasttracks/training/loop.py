@@ -239,12 +239,16 @@ class _Log:
         self.began, self.tokens = time.monotonic(), 0
         self.saved = self.began  # when the files were last written
         self.sums: dict[str, Any] = {}
-        self.steps = 0
+        self.steps: Tensor | int = 0
+        self.skipped: Tensor | int = -1  # the last step, from 0, that was not finite
 
     def add(self, terms: Mapping[str, Tensor], tokens: int) -> None:
-        for name, value in terms.items():
-            self.sums[name] = self.sums.get(name, 0) + value.detach().mean()
-        self.steps += 1
+        means = {name: value.detach().mean() for name, value in terms.items()}
+        sane = torch.stack([*means.values()]).isfinite().all()
+        for name, value in means.items():
+            self.sums[name] = self.sums.get(name, 0) + torch.where(sane, value, 0.0)
+        self.steps = self.steps + sane
+        self.skipped = torch.where(sane, self.skipped, self.run.step - 1)
         self.tokens += tokens * self.world
 
     def report(self, validate: bool, last: bool) -> dict[str, Any]:
@@ -258,9 +262,13 @@ class _Log:
             "minutes": round(elapsed / 60, 2),
             "tokens/s": round(self.tokens / elapsed),
             "learning rate": run.learning_rate(),
-            **{name: round(value.item() / self.steps, 5) for name, value in self.sums.items()},
+            **{
+                name: round((value / self.steps).item(), 5) for name, value in self.sums.items()
+            },
         }
-        self.sums, self.steps = {}, 0
+        if (skipped := int(self.skipped)) >= 0:
+            line["skipped"] = skipped
+        self.sums, self.steps, self.skipped = {}, 0, -1
         if validate:
             network = run.averaged()
             line["validation"] = {n: judge(network, b) for n, b in self.validation.items()}
