@@ -262,9 +262,7 @@ class _Log:
             "minutes": round(elapsed / 60, 2),
             "tokens/s": round(self.tokens / elapsed),
             "learning rate": run.learning_rate(),
-            **{
-                name: round((value / self.steps).item(), 5) for name, value in self.sums.items()
-            },
+            **{name: round((value / self.steps).item(), 5) for name, value in self.sums.items()},
         }
         if (skipped := int(self.skipped)) >= 0:
             line["skipped"] = skipped

@@ -164,6 +164,7 @@ def _shares(weight: Tensor) -> Tensor:
 
 def _median(values: Tensor, mask: Tensor) -> Tensor:
     """Of the chosen values (B, T, N) of each clip, or 1 where none is: clips without a seen point
-    have no size to compare in."""
+    have no size to compare in.
+    """
     chosen = values.masked_fill(~mask, float("nan")).flatten(1)
     return chosen.nanmedian(1).values.nan_to_num(1.0)
