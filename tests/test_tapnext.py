@@ -16,7 +16,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from tapnext_rule import released_shapes, save_checkpoint
-from test_video import write_video
 
 from fasttracks.cli.main import main
 from fasttracks.errors import InputError
@@ -649,6 +648,8 @@ def test_npz_checkpoint_becomes_a_weights_file(tmp_path) -> None:
 def test_from_a_video_by_the_command_line(model, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(weights, "load", lambda path, device, dtype: (model, 32))
+    from test_video import write_video  # needs PyAV, which GPU machines may lack
+
     write_video(tmp_path / "a.mp4", count=3, size=(48, 32))
     Path("w.safetensors").touch()
     command = ["track", "a.mp4", "--tracker", "tapnext", "--checkpoint", "w.safetensors"]
