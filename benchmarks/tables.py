@@ -220,6 +220,25 @@ def real_video() -> str:
     return _table(lines)
 
 
+def tapnext() -> str:
+    """A step of the tracker TAPNext, by points and image, each way's median."""
+    lines = []
+    for name, rows in read("tapnext-h100").items():
+        if " queries at " in name:
+            ms = {way: row.get("ms p50") for way, row in rows.items()}
+            ours = rows["kernels"]
+            line = {"points, image": name.replace(" queries at ", ", ")}
+            for way in ("eager torch", "torch in a graph", "compiled torch in a graph"):
+                line[way] = _number(ms.get(way), " ms")
+            line |= {
+                "fasttracks": f"**{_number(ms['kernels'], ' ms')}**",
+                "error, p99": _number(ours["px p99"], " px"),
+                "memory of a stream": _number(ours["session GB"], " GB"),
+            }
+            lines.append(line)
+    return _table(lines)
+
+
 def weights() -> str:
     """Held-out generated clips: means (medians)."""
     columns = {
@@ -285,6 +304,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "refinement": refinement,
     "refinement time": refinement_time,
     "real video": real_video,
+    "tapnext": tapnext,
     "weights": weights,
     "clip sizes": clip_sizes,
     "ablation": ablation,
