@@ -4,7 +4,7 @@ Camera rotations R and positions t, one correction f of the focal length and sta
 minimise, for each clip of T frames and N tracks,
 
     Σ v / m⁴ · log(1 + |π(X) − u|² / σ²)                   reprojection of static points
-    + Σ v / Σₜ v · (log z − log ẑ)² / DEPTH²               prior on depths
+    + Σ v / (m⁴ Σₜ v) · (log z − log ẑ)² / DEPTH²          prior on depths
     + Σ |log(ΔR̂ᵀ ΔR)|² / c² + |Δt − Δt̂|² / (c z̃)²         prior on camera steps
     + (log f)² / FOCAL²                                    prior on the focal length, if not known
 
@@ -209,13 +209,15 @@ class _Problem(NamedTuple):
         # Where even the least γ is large, all may move.
         mobility = (gamma / (STILL * level.clamp(max=10 * NOISE))).clamp(1, 10)
         deviation = (CAMERA * level).expand(step.shape[:2])
+        weight = visibility / mobility[:, None] ** MOBILITY_POWER
         evidence = Evidence(
             positions,
-            visibility / mobility[:, None] ** MOBILITY_POWER,
+            weight,
             torch.full_like(gamma, 10 * NOISE),
             depth.log(),
-            # One expectation a track, not one a frame: its errors are the same in all.
-            visibility / visibility.sum(1, keepdim=True).clamp(min=1) / DEPTH**2,
+            # One expectation a track, not one a frame: its errors are the same in all. Mobility
+            # weighs both alike: a track that pulls less at cameras has its own best point still.
+            weight / visibility.sum(1, keepdim=True).clamp(min=1) / DEPTH**2,
             turn,
             step,
             1 / deviation**2,
@@ -255,9 +257,9 @@ class _Problem(NamedTuple):
         scale = fit_scale(scene, e, scale, iterations)
         trust = 1 / (1 + self.change(scene)[:, None])
         depth = _in_front(to_camera(scene.points[:, None], scene.rotation, scene.position)[..., 2])
-        farther = (e.depth_weight * (depth.log() - e.log_depth)).sum(1, keepdim=True).clamp(min=0)
-        # The weights of a track sum to 1 / DEPTH².
-        firmness = 1 / (1 + (DEPTH * farther).square()).square()
+        share = e.depth_weight / e.depth_weight.sum(1, keepdim=True).clamp(min=1e-9)
+        farther = (share * (depth.log() - e.log_depth)).sum(1, keepdim=True).clamp(min=0)
+        firmness = 1 / (1 + (farther / DEPTH).square()).square()
         if hold:
             held = self.flat(scene, self.static(scale))[:, None, None]
             firmness = torch.where(held, (DEPTH / HELD_DEPTH) ** 2, firmness)
