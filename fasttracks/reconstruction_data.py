@@ -97,7 +97,7 @@ class ReconstructionData(Generic[ArrayT]):
     @property
     def moving(self) -> ArrayT:
         """(N,) bool: γ is in the upper of the two classes that the clip's fall into; or, where they
-        don't part clearly, stands out by four robust standard deviations of log γ.
+        don't part clearly, stands out by three robust standard deviations of log γ.
 
         Tracks seen in one frame tell of no motion and are not among them.
         """
@@ -199,7 +199,7 @@ def _split(level: np.ndarray) -> float:
         return float(x[i] + x[i + 1]) / 2
     median = np.median(x)
     deviation = 1.4826 * np.median(np.abs(x - median))
-    return float(median + max(4 * deviation, np.log(2)))
+    return float(median + max(3 * deviation, np.log(2)))
 
 
 def _numpy(array: Any) -> np.ndarray:

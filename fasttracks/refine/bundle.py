@@ -55,6 +55,7 @@ STILL = 2.5  # over the least γ, the γ up to which a track counts as still
 MOBILITY_POWER = 4  # of m, by which tracks that the network sees move count less
 STATIC_SCALE = 6 * NOISE  # a track is static if its σ m is less
 STATIC_FRAMES = 4  # and it is seen in so many frames
+WITNESSES = 0.75  # power of what the network and the tracks say of motion together
 
 HELD_DEPTH = 0.02  # in place of DEPTH where there is no parallax
 CLEAR_PARALLAX = 12  # in median offsets of static tracks: enough to tell depth, however small
@@ -88,8 +89,8 @@ def bundle(
 
     known_focal (B,) bool: the focal length that normalised the tracks is the true one; else one
     correction a clip is found. A clip whose cost would not fall keeps its prediction. The first
-    camera stays where it was, scale is about the prediction's; γ is the network's and what is found
-    in the mean. float32 in and out; the best start is found in float32, and made accurate in
+    camera stays where it was, scale is about the prediction's; γ is by the network's and by what
+    is found. float32 in and out; the best start is found in float32, and made accurate in
     float64. Finite whatever the tracks are.
     """
     run = partial(replayed, _bundle) if has_kernels(tracks.device) else _bundle
@@ -181,12 +182,18 @@ def _outcome(
 
 
 def _told(gamma: Tensor, scale: Tensor, static: Tensor) -> Tensor:
-    """γ (B, N): the geometric mean of the network's and of the scale that was found.
+    """γ (B, N) by the network's and by the scale that was found, which err on different tracks.
 
-    They err on different tracks. It is scaled so that static tracks keep the network's level.
+    So what both say of a track, over what they say of static ones, counts more than the mean of
+    their logarithms, though less than the sum, as they are not independent. Static tracks keep the
+    network's level.
     """
-    ratio = torch.where(static, gamma / scale, torch.nan).nanmedian(1, keepdim=True).values
-    return (gamma * scale * ratio.nan_to_num(1.0)).sqrt()
+    level, found = (
+        torch.where(static, value, torch.nan).nanmedian(1, keepdim=True).values
+        for value in (gamma, scale)
+    )
+    told = level * (gamma / level * scale / found) ** WITNESSES
+    return torch.where(static.any(1, keepdim=True), told, gamma)
 
 
 class _Problem(NamedTuple):
