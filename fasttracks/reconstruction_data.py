@@ -31,7 +31,7 @@ _RULES = {
 
 # Of the mean log γ of moving tracks over that of still ones, and of it alone, in radians: what
 # generated clips in which something moves have at least, and those in which nothing does have not.
-_APART, _MOVES = np.log(5), np.log(0.012)
+_APART, _MOVES = np.log(5), np.log(0.009)
 # Where at least a twentieth of the tracks lie this far above the others, the level doesn't matter.
 _FAR_APART, _MANY = np.log(7), 0.05
 

@@ -137,10 +137,11 @@ def test_what_trackers_guess_of_hidden_points_changes_nothing(model):
 def test_a_corrected_focal_length_is_as_if_it_were_given():
     model = fasttracks.load("base", device="cpu")
     tracks, visibility = clip()
-    guess = np.array([[640.0, 0, 319.5], [0, 640, 239.5], [0, 0, 1]])
+    focal = 640 * model.config.assumed_focal
+    guess = np.array([[focal, 0, 319.5], [0, focal, 239.5], [0, 0, 1]])
     first = fasttracks.reconstruct(tracks, visibility, intrinsics=guess, model=model)
-    corrected = guess @ np.diag([*first.intrinsics[:, :2, :2].mean(0).diagonal() / 640, 1])
-    assert abs(corrected[0, 0] - 640) > 1e-3
+    corrected = guess @ np.diag([*first.intrinsics[:, :2, :2].mean(0).diagonal() / focal, 1])
+    assert abs(corrected[0, 0] - focal) > 1e-3
     given = fasttracks.reconstruct(tracks, visibility, intrinsics=corrected, model=model)
     found = fasttracks.reconstruct(tracks, visibility, image_size=SIZE, model=model)
     for name in FIELDS:

@@ -433,11 +433,11 @@ def test_errors_of_shipped_weights_are_cut():
         offset = offset.masked_fill(~clips.visible, float("nan")).flatten(1)
         found["median reprojection"] = offset.nanmedian(1).values
     # A clip's mean is mostly of points that the tracker had lost or was wrong about.
-    shares = {"ate": 0.6, "median reprojection": 0.5, "reprojection": 0.6, "rpe_rotation": 0.7}
+    shares = {"ate": 0.5, "median reprojection": 0.5, "reprojection": 0.6, "rpe_rotation": 0.7}
     for name, share in shares.items():
         assert (after[name] < 1.02 * before[name]).sum() >= 22, name
         assert after[name].median() < share * before[name].median(), name
-    assert after["rpe_rotation"].median() < 0.17
+    assert after["rpe_rotation"].median() < 0.15
 
 
 @pytest.mark.parametrize("refine", ["bundle", "finetune"])

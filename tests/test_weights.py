@@ -1,9 +1,11 @@
 """Weights files: round trips, conversion, and everything that must be refused."""
 
+import hashlib
 import json
 import os
 import pickle
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -46,6 +48,10 @@ def test_shipped_weights_say_what_they_are():
     assert header["licence"] == "Apache-2.0"
     assert header["training"]
     assert SHIPPED["base"].stat().st_size < 2.01 * header["parameters"]
+    recipe = Path(__file__).parents[1] / "benchmarks" / "results" / "training" / "recipe.json"
+    last = json.loads(recipe.read_text())["stages"][-1]
+    assert hashlib.sha256(SHIPPED["base"].read_bytes()).hexdigest() == last["weights sha256"]
+    assert json.loads(header["training"])["schedule"]["seed"] == last["seed"]
 
 
 def test_convert_keeps_every_number(released, tmp_path):
