@@ -139,6 +139,7 @@ def pretend(
     `active` is Triton's driver; `copied` is called with source and target where a tensor is made
     contiguous, `launched` with each launch that is looked up, by name and largest number of tokens.
     """
+    backends.triton()  # imports the kernels
     can: dict[str, Callable[..., Any]] = {
         "capability": lambda _: divmod(capability, 10),
         "is_hopper": lambda _: capability == 90,

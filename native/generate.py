@@ -26,7 +26,6 @@ from fake_gpu import DEVICE, Recorder, fake, network_of, pretend
 from triton.backends.nvidia.driver import TMA_DTYPE_DEVICE_TO_HOST
 
 from fasttracks.config import Config
-from fasttracks.geometry import MIN_DEPTH
 from fasttracks.kernels import attention, attention_triton, common, embed, heads, launches, mlp
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -150,9 +149,9 @@ def _entry(
                 box = list(found["block_size"])[::-1]
                 if found["fp4_padded"]:
                     raise AssertionError(f"{key}: padded 4-bit tiles are not provided for")
-                kind = TMA_DTYPE_DEVICE_TO_HOST[found["elem_type"]]
+                element = TMA_DTYPE_DEVICE_TO_HOST[found["elem_type"]]
                 descriptors.append(
-                    f"{{{found['swizzle']}, {found['elem_size']}, {kind}, {len(box)}, "
+                    f"{{{found['swizzle']}, {found['elem_size']}, {element}, {len(box)}, "
                     f"{{{', '.join(map(str, box))}}}}}"
                 )
         else:
@@ -230,23 +229,23 @@ def main() -> None:
         "sources": sources(),
         "kernels": {f"sm_{n}": part for n, part in zip(options.architectures, parts, strict=True)},
     }
-    names = [f"sm_{n}_all" for n in options.architectures]
+    names = [f"ft_sm_{n}_all" for n in options.architectures]
     (options.output / "architectures.cpp").write_text(
         "\n".join(
             [
                 *("// Written by native/generate.py.", '#include "kernels.h"', "namespace ft {"),
-                *(f"extern const Architecture ft_{name};" for name in names),
-                f"extern const Architecture* const architectures[] = {{{', '.join('&ft_' + n for n in names)}}};",
-                f"extern const int architecture_count = {len(names)};",
+                *(f"extern const Architecture {name};" for name in names),
+                "extern const Architecture* const architectures[] = {",
+                *(f"    &{name}," for name in names),
+                *("};", f"extern const int architecture_count = {len(names)};"),
                 *("}  // namespace ft", ""),
             ]
         )
     )
-    for path in [
-        options.output / "manifest.json",
-        *([ROOT / "native/manifest.json"] * options.manifest),
-    ]:
-        path.write_text(json.dumps(manifest, indent=1) + "\n")
+    text = json.dumps(manifest, indent=1) + "\n"
+    (options.output / "manifest.json").write_text(text)
+    if options.manifest:
+        (ROOT / "native" / "manifest.json").write_text(text)
 
 
 def _compile(architecture: int, out: Path) -> dict[str, Any]:

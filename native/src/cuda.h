@@ -47,7 +47,7 @@ struct LaunchConfig {
   unsigned attribute_count;
 };
 
-struct alignas(64) TensorMap {
+struct alignas(128) TensorMap {  // 64 before CUDA 13
   uint64_t opaque[16];
 };
 
@@ -87,7 +87,6 @@ struct Copy2D {
   F(cuFuncSetCacheConfig, Function, int)                                                         \
   F(cuMemAlloc_v2, Address*, size_t)                                                             \
   F(cuMemFree_v2, Address)                                                                       \
-  F(cuMemcpyHtoD_v2, Address, const void*, size_t)                                               \
   F(cuMemcpyHtoDAsync_v2, Address, const void*, size_t, Stream)                                  \
   F(cuMemcpyDtoHAsync_v2, void*, Address, size_t, Stream)                                        \
   F(cuMemcpyDtoDAsync_v2, Address, Address, size_t, Stream)                                      \

@@ -121,7 +121,6 @@ class Parameters {
  private:
   template <class T>
   void put(const T& value) {
-    // Tensor maps need 64 bytes of alignment, of which all others' are divisors.
     at_ = (at_ + alignof(T) - 1) / alignof(T) * alignof(T);
     if (at_ + sizeof(T) > sizeof(bytes_) || count_ == kMost) {
       throw Error(FT_INTERNAL, "more parameters than expected");
@@ -145,7 +144,6 @@ class Parameters {
       if (i + 1 < rank) strides[rank - 2 - i] = matrix.strides[i] * tile.element_bytes;
       steps[i] = 1;
     }
-    // The driver doesn't take 2^31 and more columns' worth of stride, as Triton doesn't either.
     cuda::TensorMap map;
     check(driver().cuTensorMapEncodeTiled(
               &map, tile.element_type, static_cast<uint32_t>(rank),
@@ -158,7 +156,7 @@ class Parameters {
   }
 
   static constexpr int kMost = 64;
-  alignas(64) char bytes_[2048];
+  alignas(cuda::TensorMap) char bytes_[2048];
   void* pointers_[kMost];
   size_t at_ = 0;
   int count_ = 0;
@@ -308,8 +306,11 @@ struct ft_engine {
   void upload(const Weights& weights) {
     const size_t rates = weights.packed.size();
     check(driver().cuMemAlloc_v2(&weights_, rates + sizeof kRates), "cuMemAlloc of the weights");
-    check(driver().cuMemcpyHtoD_v2(weights_, weights.packed.data(), rates), "cuMemcpyHtoD");
-    check(driver().cuMemcpyHtoD_v2(weights_ + rates, kRates, sizeof kRates), "cuMemcpyHtoD");
+    const auto copy = [&](cuda::Address to, const void* from, size_t bytes) {
+      check(driver().cuMemcpyHtoDAsync_v2(to, from, bytes, stream_), "cuMemcpyHtoDAsync");
+    };
+    copy(weights_, weights.packed.data(), rates);
+    copy(weights_ + rates, kRates, sizeof kRates);
     for (const Weight& weight : weights.tensors) addresses_[weight.name] = weights_ + weight.offset;
     addresses_["rates"] = weights_ + rates;
   }

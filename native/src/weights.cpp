@@ -75,11 +75,11 @@ int element_bytes(const std::string& dtype) {
 }
 
 float from_half(uint16_t bits) {
-  const int exponent = bits >> 10 & 31;
-  const float fraction = static_cast<float>(bits & 1023);
-  const float value = exponent == 0    ? std::ldexp(fraction, -24)
-                      : exponent == 31 ? (bits & 1023 ? NAN : INFINITY)
-                                       : std::ldexp(1024 + fraction, exponent - 25);
+  if ((bits & 0x7C00) == 0x7C00) return NAN;  // or infinity: neither is wanted
+  const uint32_t shifted = (bits & 0x7FFFu) << 13;
+  float value;
+  std::memcpy(&value, &shifted, 4);
+  value *= 0x1p112f;  // the exponents' different offsets; exact, subnormal numbers too
   return bits & 0x8000 ? -value : value;
 }
 
@@ -193,6 +193,32 @@ void check_config(const std::string& text, Weights& weights) {
   }
 }
 
+// Write a tensor as the kernels read it; false where it is not finite.
+bool pack(const unsigned char* data, const Found& found, bool half, unsigned char* out) {
+  const int width = element_bytes(found.dtype);
+  const char type = letter(found.dtype);
+  const uint64_t count = (found.end - found.begin) / width;
+  const unsigned char* in = data + found.begin;
+  bool finite = true;
+  if (type == 'h' && half) {
+    std::memcpy(out, in, 2 * count);
+    for (uint64_t j = 0; j < count; ++j) finite &= (~in[2 * j + 1] & 0x7C) != 0;
+    return finite;
+  }
+  for (uint64_t j = 0; j < count; ++j) {
+    const float value = element(in + j * width, type);
+    // A float64 beyond float32 is rounded to infinity, as torch does it.
+    finite &= std::isfinite(value) || (type == 'd' && std::isinf(value));
+    if (half) {
+      const uint16_t rounded = to_half(value);
+      std::memcpy(out + 2 * j, &rounded, 2);
+    } else {
+      std::memcpy(out + 4 * j, &value, 4);
+    }
+  }
+  return finite;
+}
+
 struct Header {
   std::vector<std::pair<std::string, Found>> tensors;
   std::string config;
@@ -274,22 +300,9 @@ Weights parse(const unsigned char* data, size_t size) {
   }
   weights.packed.resize(bytes);
   for (size_t i = 0; i < expected.size(); ++i) {
-    const Found& found = *sources[i];
-    const int width = element_bytes(found.dtype);
-    const char type = letter(found.dtype);
-    const uint64_t count = (found.end - found.begin) / width;
-    unsigned char* out = weights.packed.data() + weights.tensors[i].offset;
-    for (uint64_t j = 0; j < count; ++j) {
-      const float value = element(data + header.data + found.begin + j * width, type);
-      if (std::isnan(value) || (std::isinf(value) && type != 'd')) {
-        fail(expected[i].name + " is not of finite floating-point numbers");
-      }
-      if (expected[i].half) {
-        const uint16_t half = to_half(value);
-        std::memcpy(out + 2 * j, &half, 2);
-      } else {
-        std::memcpy(out + 4 * j, &value, 4);
-      }
+    if (!pack(data + header.data, *sources[i], expected[i].half,
+              weights.packed.data() + weights.tensors[i].offset)) {
+      fail(expected[i].name + " is not of finite floating-point numbers");
     }
   }
   return weights;

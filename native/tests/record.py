@@ -1,4 +1,4 @@
-"""What Triton's own launcher asks of the driver, for shapes: `record.py MOCK CAPABILITY PROCESSORS`.
+"""What Triton's launcher asks of the driver, for shapes: `record.py MOCK CAPABILITY PROCESSORS`.
 
 The network's code runs on tensors without memory, Triton's driver on the mock's libcuda.so.1. Reads
 a JSON list of [clips, frames, tracks, whether it predicts the focal length]; prints for each a
@@ -19,12 +19,12 @@ mock = ctypes.CDLL(str(mock_path), ctypes.RTLD_GLOBAL)
 mock.mock_log.restype = ctypes.c_char_p
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import torch
-from fake_gpu import fake, network_of, pretend
-from triton.backends.nvidia.driver import CudaDriver
+import torch  # noqa: E402 - and Triton's, after what they look for is said
+from fake_gpu import fake, network_of, pretend  # noqa: E402
+from triton.backends.nvidia.driver import CudaDriver  # noqa: E402
 
-from fasttracks.config import Config
-from fasttracks.kernels import embed
+from fasttracks.config import Config  # noqa: E402
+from fasttracks.kernels import embed  # noqa: E402
 
 
 def driver() -> Any:
@@ -38,7 +38,6 @@ def driver() -> Any:
 
 def main() -> None:
     """Record and print."""
-    copies = []
 
     def copied(source: torch.Tensor, target: torch.Tensor) -> None:
         # The mock's log so far goes first, as launches and copies are in order.
@@ -49,7 +48,6 @@ def main() -> None:
             "strides": list(source.stride()),
         }
         lines.append(json.dumps(line))
-        copies.append((source, target))
 
     results = []
     with pretend(driver(), capability, processors, copied=copied):
@@ -60,10 +58,6 @@ def main() -> None:
             prediction = model(tracks)
             lines.extend(mock.mock_log().decode().splitlines())
             names = {name: value.data_ptr() for name, value in model.named_parameters()}
-            for module, name in ((m, n) for m in model.named_modules() for n in m[1]._parameters):
-                value = module[1]._parameters[name]
-                if value is not None:
-                    names[f"{module[0]}.{name}"] = value.data_ptr()
             names["rates"] = embed._rates(Config().width, tracks.device).data_ptr()
             results.append(
                 {
