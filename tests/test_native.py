@@ -1,5 +1,6 @@
 """`native/`: the C library against the engine's own launches, on a mock of the CUDA driver."""
 
+import hashlib
 import json
 import os
 import random
@@ -9,12 +10,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import fasttracks
+from fasttracks.config import Config
 from fasttracks.kernels import embed
-from fasttracks.weights import describe, find
+from fasttracks.network import TracksTo4D
+from fasttracks.weights import describe, find, save
 
 ROOT = Path(__file__).parents[1]
 NATIVE = ROOT / "native"
@@ -32,6 +36,7 @@ def run(*command: Any, environment: dict[str, str] | None = None, **keywords: An
         env={**ENVIRONMENT, **(environment or {})},
         text=True,
         capture_output=True,
+        check=False,
         **keywords,
     )
     assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
@@ -193,3 +198,246 @@ def test_launches_are_those_of_the_engine(
 def first_input(call: dict) -> int:
     """Where the embedding reads."""
     return call["lines"][0]["parameters"][0][1]
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> dict[torch.dtype, Path]:
+    """Weights of one round in every type, among them numbers that float16 can't hold."""
+    torch.manual_seed(29)
+    network = TracksTo4D(Config(rounds=1), backend="torch")
+    with torch.no_grad():
+        spread = torch.exp(torch.empty(2048 * 256).uniform_(-25, 12)).view(2048, 256)
+        network.blocks[0].up.weight.copy_(spread * network.blocks[0].up.weight.sign())
+    folder = tmp_path_factory.mktemp("weights")
+    found = {}
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        found[dtype] = folder / f"{dtype}.safetensors"
+        if dtype == torch.float16:
+            network.blocks[0].up.weight.data.clamp_(-6e4, 6e4)
+        save(network, found[dtype], dtype=dtype)
+    return found
+
+
+@pytest.fixture(scope="session")
+def fuzzer(build: Path) -> Path:
+    """`fuzz_weights`, with AddressSanitizer."""
+    run(
+        *("g++", "-std=c++17", "-O1", "-g", "-fsanitize=address,undefined"),
+        *("-fno-sanitize-recover=all", f"-I{NATIVE / 'src'}", f"-I{NATIVE / 'include'}"),
+        *(f"-I{build / 'kernels'}", NATIVE / "tests/fuzz_weights.cpp", NATIVE / "src/weights.cpp"),
+        *(NATIVE / "src/json.cpp", "-o", build / "fuzz_weights"),
+    )
+    return build / "fuzz_weights"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_weights_are_rounded_as_the_engine_rounds_them(
+    fuzzer: Path, small: dict[torch.dtype, Path], dtype: torch.dtype
+) -> None:
+    packed = subprocess.run([fuzzer, small[dtype], "0"], capture_output=True, check=True).stdout
+    model = fasttracks.load(small[dtype], device="cpu", precision="fp16", backend="torch")
+    values = [p.detach().flatten().view(torch.uint8) for p in in_order(model)]
+    assert packed == torch.cat(values).numpy().tobytes()
+
+
+def in_order(model: TracksTo4D) -> list[torch.Tensor]:
+    """A model's weights in the order of weights.cpp."""
+    state = model.state_dict()
+    blocks = [
+        f"blocks.{i}.{name}"
+        for i in range(len(model.blocks))
+        for name in (
+            *("attention_norm.weight", "attention_norm.bias", "qkv.weight", "out.weight"),
+            *("mlp_norm.weight", "mlp_norm.bias", "up.weight", "up.bias"),
+            *("down.weight", "down.bias", "norm.weight", "norm.bias"),
+        )
+    ]
+    rest = [name for name in state if not name.startswith("blocks.")]
+    embedding = [name for name in rest if name.startswith("embedding.")]
+    heads = [name for name in rest if not name.startswith("embedding.")]
+    return [state[name] for name in (*embedding, *blocks, *heads)]
+
+
+def test_damaged_weights_are_refused(fuzzer: Path, small: dict[torch.dtype, Path]) -> None:
+    read, refused = map(int, run(fuzzer, small[torch.float16], 10_000).split())
+    assert read > 500
+    assert refused > 5000
+
+
+def test_a_driver_call_that_fails_is_said_and_leaves_nothing(
+    build: Path, library: Path, small: dict[torch.dtype, Path]
+) -> None:
+    mock = build / "mock/libcuda.so.1"
+    found = json.loads(
+        run(sys.executable, NATIVE / "tests/faults.py", mock, library, small[torch.float16])
+    )
+    hit = 0
+    for fault in found["faults"]:
+        assert fault["live"] == 0, fault
+        assert fault["again"] == [0, 0, 0, 0], fault
+        wrong = [status for status in fault["statuses"] if status[0]]
+        hit += bool(wrong)
+        for status, message in wrong:
+            assert status == {2: 6, 700: 8}[fault["result"]]
+            name = {2: "CUDA_ERROR_OUT_OF_MEMORY", 700: "CUDA_ERROR_ILLEGAL_ADDRESS"}
+            assert message.endswith(name[fault["result"]])
+        if fault["after"] == 0:
+            assert wrong, fault
+    assert hit > 60
+
+
+def statuses(library: Path, *mock: Path, capability: int = 90) -> dict[str, Any]:
+    environment = {"MOCK_CUDA_CAPABILITY": str(capability)}
+    script = NATIVE / "tests/statuses.py"
+    output = run(*(sys.executable, script, library, find("base"), *mock), environment=environment)
+    return json.loads(output)
+
+
+def test_without_a_driver(library: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a driver")
+    found = statuses(library)
+    assert found["abi"] == 1
+    assert found["create"] == [
+        2,
+        "no CUDA driver: libcuda.so.1 was not found; expected an NVIDIA GPU's driver",
+    ]
+
+
+def test_refused_calls(build: Path, library: Path) -> None:
+    found = statuses(library, build / "mock/libcuda.so.1")
+    assert found["supported"][0] == found["create"][0] == found["run"][0] == found["stage"][0] == 0
+    assert found["stage bytes"] >= 9 * 9 * 8 * 4
+    assert found["supported 1"] == [3, "device: no GPU 1, the driver sees 1"]
+    assert found["device 1"][0] == 3
+    assert found["no file"] == [5, "weights: /none?.safetensors: No such file or directory"]
+    assert found["folder"] == [5, "weights: /: not a file"]
+    assert found["too many"] == [1, "tracks: expected 1 to 9, found 10"]
+    assert found["none"] == [1, "clips: expected 1 to 1, found 0"]
+    assert found["no limit"][0] == found["no stage"][0] == 1
+    for name in ("null path", "null engine", "null tracks", "no engine"):
+        assert found[name] == [1, "a null pointer was given"]
+
+
+def test_a_gpu_without_kernels_is_named(build: Path, library: Path) -> None:
+    mock = build / "mock/libcuda.so.1"
+    assert statuses(library, mock, capability=75)["create"] == [
+        4,
+        "device: Mock GPU has compute capability 7.5, and this library has kernels for 8.0, 9.0",
+    ]
+    assert statuses(library, mock, capability=103)["create"][0] == 4
+    assert statuses(library, mock, capability=89)["create"][0] == 0  # 8.0's run on 8.9
+
+
+@pytest.mark.parametrize("per_frame", [False, True])
+def test_input_from_pixels_is_that_of_tracks(
+    build: Path, library: Path, tmp_path: Path, per_frame: bool
+) -> None:
+    number = np.random.default_rng(29)
+    tracks = number.uniform(-50, 700, (9, 40, 2)).astype(np.float32)
+    seen = number.random((9, 40)) < 0.6
+    seen[:, 0] = False
+    tracks[number.random((9, 40)) < 0.1] = np.nan
+    camera = np.array([[610.5, 0.7, 319.25], [0, 590.25, 241.5], [0, 0, 1]])
+    cameras = np.stack([camera * np.array([[1 + t / 50], [1 + t / 30], [1]]) for t in range(9)])
+    given = cameras if per_frame else camera
+    np.savez(tmp_path / "clip.npz", tracks=tracks, visibility=seen, intrinsics=given)
+    out = tmp_path / "out.npy"
+    mock = build / "mock/libcuda.so.1"
+    result = run(
+        *(sys.executable, NATIVE / "tests/host.py", mock, library, find("base")),
+        *(tmp_path / "clip.npz", out),
+    )
+    assert json.loads(result) == [0, ""]
+    expected = fasttracks.Tracks(tracks, seen, given).inputs().float().numpy()
+    found = np.load(out)
+    assert (found[..., 2] == expected[..., 2]).all()
+    assert np.abs(found - expected).max() <= 2e-7 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tracks": np.inf}, "pixels: a position is infinite"),
+        ({"visibility": 2}, "visibility: expected 0 or 1, found 2"),
+        ({"intrinsics": np.nan}, "intrinsics: expected finite numbers"),
+        ({"intrinsics": -1.0}, "intrinsics: expected rows"),
+    ],
+)
+def test_wrong_pixels_are_refused(
+    build: Path, library: Path, tmp_path: Path, change: dict, message: str
+) -> None:
+    clip: dict[str, Any] = {
+        "tracks": np.ones((3, 4, 2), np.float32),
+        "visibility": np.ones((3, 4), np.uint8),
+        "intrinsics": np.array([[600.0, 0, 320], [0, 600, 240], [0, 0, 1]]),
+    }
+    for name, value in change.items():
+        clip[name].flat[-1 if name != "intrinsics" else 8] = value
+    np.savez(tmp_path / "clip.npz", **clip)
+    mock = build / "mock/libcuda.so.1"
+    status, text = json.loads(
+        run(
+            *(sys.executable, NATIVE / "tests/host.py", mock, library, find("base")),
+            *(tmp_path / "clip.npz", tmp_path / "out.npy"),
+        )
+    )
+    assert status == 1
+    assert text.startswith(message)
+
+
+def test_the_manifest_is_fresh() -> None:
+    manifest = json.loads((NATIVE / "manifest.json").read_text())
+    digests = {
+        name: hashlib.sha256((ROOT / name).read_bytes()).hexdigest() for name in manifest["sources"]
+    }
+    assert digests == manifest["sources"], "run: python native/generate.py --manifest -o DIR"
+    assert {"kernels/attention.py", "kernels/mlp_hopper.py"} <= digests.keys()
+
+
+def test_the_driver_is_declared_as_in_its_header(build: Path) -> None:
+    import triton
+
+    headers = Path(triton.__file__).parent / "backends/nvidia/include"
+    run(
+        *("g++", "-std=c++17", "-fsyntax-only", f"-I{headers}", f"-I{NATIVE / 'include'}"),
+        NATIVE / "tests/abi_check.cpp",
+    )
+
+
+def test_an_installed_library_is_found(build: Path, tmp_path: Path) -> None:
+    prefix = tmp_path / "prefix"
+    run("cmake", "--install", build, "--prefix", prefix)
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "main.c").write_text(
+        "#include <fasttracks.h>\nint main(void) { return ft_abi_version() != FT_ABI_VERSION; }\n"
+    )
+    (project / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.18)\nproject(user C)\n"
+        "find_package(fasttracks 1 REQUIRED)\nadd_executable(user main.c)\n"
+        "target_link_libraries(user PRIVATE fasttracks::fasttracks)\n"
+    )
+    run("cmake", "-S", project, "-B", project / "build", f"-DCMAKE_PREFIX_PATH={prefix}")
+    run("cmake", "--build", project / "build")
+    run(project / "build/user")
+    package = next(prefix.rglob("fasttracks.pc")).read_text()
+    assert f"prefix={prefix}" in package or "-lfasttracks" in package
+
+
+def test_examples_are_short_and_build(build: Path, library: Path, tmp_path: Path) -> None:
+    for path in (NATIVE / "examples").iterdir():
+        if path.is_file():
+            assert len(path.read_text().splitlines()) < 60, path
+    tracks = np.zeros((5, 7, 3), np.float32) + np.float32([10, 20, 1])
+    np.save(tmp_path / "tracks.npy", tracks)
+    folders = f"{build / 'mock'}:{build}"
+    arguments = (find("base"), tmp_path / "tracks.npy", 600, 640, 480)
+    programs = [build / "poses"]
+    if shutil.which("rustc"):
+        source, program = NATIVE / "examples/poses.rs", tmp_path / "poses-rust"
+        run("rustc", "-O", source, "-L", build, "-o", program)
+        programs.append(program)
+    for program in programs:
+        output = run(program, *arguments, environment={"LD_LIBRARY_PATH": folders})
+        assert [line.split()[0] for line in output.splitlines()] == ["0", "1", "2", "3", "4"]

@@ -6,7 +6,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
-#include <iterator>
 #include <string>
 #include <vector>
 
@@ -15,7 +14,6 @@ using Clock = std::chrono::steady_clock;
 static double since(Clock::time_point start) {
   return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
 }
-
 static void check(ft_status status) {
   if (status == FT_OK) return;
   std::fprintf(stderr, "error %d: %s\n", status, ft_last_error());
@@ -56,8 +54,6 @@ int main(int count, char** words) {
     std::fprintf(stderr, "call %d: %.2f ms, %.1f ms after the start\n", i, since(call), since(start));
   }
   ft_destroy(engine);
-  for (int t = 0; t < frames; ++t) {
-    const float* p = &position[3 * t];
-    std::printf("%d %g %g %g\n", t, p[0], p[1], p[2]);
-  }
+  const float* p = position.data();
+  for (int t = 0; t < frames; ++t, p += 3) std::printf("%d %g %g %g\n", t, p[0], p[1], p[2]);
 }

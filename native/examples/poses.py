@@ -7,30 +7,26 @@ import time
 import numpy as np
 
 FIELDS = (
-    "rotation", "position", "focal", "coefficients", "basis", "motion", "points", "points_camera",
-    "projection",
-)  # fmt: skip
+    *("rotation", "position", "focal", "coefficients", "basis", "motion"),
+    *("points", "points_camera", "projection"),
+)
 
 
 class Outputs(ctypes.Structure):
-    """`ft_outputs`: an address for each field."""
-
     _fields_ = tuple((name, ctypes.c_void_p) for name in FIELDS)
 
 
 def load(path: str) -> ctypes.CDLL:
-    """The library."""
     library = ctypes.CDLL(path)
     library.ft_last_error.restype = ctypes.c_char_p
     library.ft_destroy.argtypes = (ctypes.c_void_p,)
     library.ft_run.argtypes = (*(ctypes.c_void_p,) * 3, *(ctypes.c_int,) * 3, ctypes.c_void_p)
     if library.ft_abi_version() != 1:
-        raise RuntimeError("libfasttracks: expected ABI version 1")
+        raise RuntimeError("expected ABI version 1")
     return library
 
 
 def check(library: ctypes.CDLL, status: int) -> None:
-    """Raise what went wrong."""
     if status:
         raise RuntimeError(f"status {status}: {library.ft_last_error().decode()}")
 
@@ -41,18 +37,18 @@ def main() -> None:
     with np.load(sys.argv[3]) as file:
         pixels = np.ascontiguousarray(file["tracks"], np.float32)
         seen = np.ascontiguousarray(file["visibility"], np.uint8)
-        cameras = np.ascontiguousarray(np.broadcast_to(file["intrinsics"], (len(seen), 3, 3)))
+        cameras = np.array(np.broadcast_to(file["intrinsics"], (len(seen), 3, 3)), np.float64)
     frames, tracks = seen.shape
     engine = ctypes.c_void_p()
-    create = library.ft_create(sys.argv[2].encode(), 0, 1, frames, tracks, ctypes.byref(engine))
-    check(library, create)
+    weights = sys.argv[2].encode()
+    check(library, library.ft_create(weights, 0, 1, frames, tracks, ctypes.byref(engine)))
     position = np.empty((frames, 3), np.float32)
     outputs = Outputs(position=position.ctypes.data)
-    given = (pixels.ctypes.data, seen.ctypes.data, cameras.astype(np.float64).ctypes.data)
+    given = [ctypes.c_void_p(array.ctypes.data) for array in (pixels, seen, cameras)]
     for _ in range(3):
         start = time.perf_counter()
-        arguments = (*map(ctypes.c_void_p, given), 1, frames, tracks, ctypes.byref(outputs))
-        check(library, library.ft_run_host(engine, *arguments))
+        sizes = (1, frames, tracks, ctypes.byref(outputs))
+        check(library, library.ft_run_host(engine, *given, *sizes))
         print(f"{(time.perf_counter() - start) * 1e3:.2f} ms")
     print(position)
     library.ft_destroy(engine)
