@@ -37,7 +37,8 @@ def main() -> None:
     with np.load(sys.argv[3]) as file:
         pixels = np.ascontiguousarray(file["tracks"], np.float32)
         seen = np.ascontiguousarray(file["visibility"], np.uint8)
-        cameras = np.array(np.broadcast_to(file["intrinsics"], (len(seen), 3, 3)), np.float64)
+        cameras = np.broadcast_to(file["intrinsics"], (len(seen), 3, 3))
+        cameras = np.ascontiguousarray(cameras, np.float64)
     frames, tracks = seen.shape
     engine = ctypes.c_void_p()
     weights = sys.argv[2].encode()
