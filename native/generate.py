@@ -220,6 +220,7 @@ def main() -> None:
     parser.add_argument("--architectures", type=int, nargs="+", default=ARCHITECTURES)
     parser.add_argument("--manifest", action="store_true", help="renew native/manifest.json")
     options = parser.parse_args()
+    options.architectures = sorted(options.architectures)
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "constants.h").write_text(constants())
     with ProcessPoolExecutor(2) as pool:

@@ -436,7 +436,7 @@ def test_examples_are_short_and_build(build: Path, library: Path, tmp_path: Path
     programs = [build / "poses"]
     if shutil.which("rustc"):
         source, program = NATIVE / "examples/poses.rs", tmp_path / "poses-rust"
-        run("rustc", "-O", source, "-L", build, "-o", program)
+        run("rustc", "--edition=2021", "-O", source, "-L", build, "-o", program)
         programs.append(program)
     for program in programs:
         output = run(program, *arguments, environment={"LD_LIBRARY_PATH": folders})
