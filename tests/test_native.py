@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -403,6 +404,14 @@ def test_the_driver_is_declared_as_in_its_header(build: Path) -> None:
         *("g++", "-std=c++17", "-fsyntax-only", f"-I{headers}", f"-I{NATIVE / 'include'}"),
         NATIVE / "tests/abi_check.cpp",
     )
+
+
+def test_nothing_else_is_exported_or_linked(library: Path) -> None:
+    names = run("nm", "-D", "--defined-only", "--format=posix", library).split("\n")
+    header = (NATIVE / "include/fasttracks.h").read_text()
+    assert {name.split()[0] for name in names if name} == set(re.findall(r"\bft_\w+(?=\()", header))
+    needed = re.findall(r"NEEDED\s+(\S+)", run("objdump", "-p", library))
+    assert set(needed) <= {"libc.so.6", "libgcc_s.so.1", "libm.so.6", "ld-linux-x86-64.so.2"}
 
 
 def test_an_installed_library_is_found(build: Path, tmp_path: Path) -> None:
