@@ -25,7 +25,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "native" / "examples"))
 
-from poses import FIELDS, Outputs, check, load  # type: ignore[import-not-found]  # noqa: E402
+from poses import FIELDS, Outputs, check, load  # noqa: E402
 
 # Clips, frames, tracks
 SHAPES = (
@@ -338,7 +338,7 @@ def start(library: str) -> dict[str, Any]:
             seconds = round(time.perf_counter() - begin, 3)
             runs.append({"whole process s": seconds, "says": done.stderr[-600:].splitlines()})
     script = Path(__file__).resolve()
-    child = [sys.executable, script, "--library", library, CHILD]
+    child = [sys.executable, str(script), "--library", library, CHILD]
     pythons = []
     for _ in range(2):
         done = subprocess.run(

@@ -1,2 +1,0 @@
-# Empty dependencies file for poses.
-# This may be replaced when dependencies are built.
