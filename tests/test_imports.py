@@ -15,7 +15,7 @@ FLOORS = [
     {"backends", "reference", "tracks"},
     {"operators", "plausible"},
     {"network"},
-    {"weights", "engine", "learning", "reconstruction_data"},
+    {"weights", "engine", "learning", "programs", "reconstruction_data"},
     {"summary"},
     {"export", "viewers"},
     {"reconstruction", "refine"},

@@ -17,6 +17,7 @@ MODULES = {
     "reconstruct": "reconstruct",
     "view": "view",
     "export": "view",
+    "export-program": "models",
     "convert": "models",
     "train": "train",
     "generate": "generate",
@@ -38,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         module = import_module(f"fasttracks.cli.{MODULES[options.command]}")
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            getattr(module, options.command)(options)
+            getattr(module, options.command.replace("-", "_"))(options)
     except (InputError, OSError) as error:
         return complain(f"error: {error}", 2)
     except KeyboardInterrupt:

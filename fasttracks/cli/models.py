@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from fasttracks import programs
 from fasttracks.cli.console import output_path, say, say_json, table
 from fasttracks.errors import InputError
 from fasttracks.evaluation import clips as evaluation
@@ -88,3 +89,11 @@ def convert(options: argparse.Namespace) -> None:
         dtype=PRECISIONS[options.precision or "fp32"],
     )
     say(f"wrote {output}; use it as model={str(output)!r} or --model {output}")
+
+
+def export_program(options: argparse.Namespace) -> None:
+    """The network as ONNX or a package of torch's AOTInductor."""
+    suffix = Path(options.output).suffix
+    output = output_path(options, suffix if suffix in programs.ENDINGS else ".onnx")
+    programs.write(load(options.model, device="cpu", backend="torch"), output)
+    say(f"wrote {output}: tracks (B, T, N, 3) in, the fields of a Prediction out")

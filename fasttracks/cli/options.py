@@ -78,6 +78,11 @@ def parser() -> argparse.ArgumentParser:
         help="the checkpoint was trained to correct the focal length",
     )
 
+    sub = command("export-program", "write the network for other runtimes: ONNX, or CPUs in C++")
+    sub.add_argument("output", metavar="OUT", help="OUT.onnx, or OUT.pt2 of torch's AOTInductor")
+    sub.add_argument("--model", default="base", help="base, or a .safetensors file")
+    sub.add_argument("--force", action="store_true", help="replace OUT if it exists")
+
     _add_training(command)
 
     sub = command("info", "say what a track file, reconstruction, weights file or video holds")
