@@ -1,6 +1,7 @@
 """Files and folders written whole or not at all, and .npz files of plain arrays."""
 
 import fcntl
+import hashlib
 import math
 import os
 import re
@@ -50,6 +51,45 @@ def output_target(path: str | os.PathLike[str]) -> Path:
     if target.is_symlink():  # which are all followed, unless they lead back to themselves
         raise InputError(f"output: {path} is a link that leads back to itself")
     return target
+
+
+@contextmanager
+def claimed(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Keep other processes from claiming `path` while this one makes what goes there.
+
+    By a locked file among the machine's temporary ones, so that nothing beside `path` is left by a
+    process that is killed. Where none can be had there is no claim.
+
+    Raises:
+        InputError: another process has claimed it.
+    """
+    target = output_target(path)
+    name = hashlib.sha256(os.fsencode(target)).hexdigest()[:32]
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(_lock_file(f"fasttracks-{os.getuid()}-{name}"))
+        except BlockingIOError:
+            raise InputError(
+                f"output: another run is about to write {path}; wait for it, or choose another name"
+            ) from None
+        except OSError:
+            pass
+        yield
+
+
+@contextmanager
+def _lock_file(name: str) -> Iterator[None]:
+    """Hold a temporary file of this name; BlockingIOError if another process does."""
+    path = Path(tempfile.gettempdir(), name)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            yield
+        finally:
+            os.unlink(path)
+    finally:
+        os.close(handle)
 
 
 @contextmanager
