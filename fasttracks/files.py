@@ -1,6 +1,7 @@
 """Files and folders written whole or not at all, and .npz files of plain arrays."""
 
 import fcntl
+import hashlib
 import math
 import os
 import re
@@ -53,6 +54,45 @@ def output_target(path: str | os.PathLike[str]) -> Path:
 
 
 @contextmanager
+def claimed(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Keep other processes from claiming `path` while this one makes what goes there.
+
+    By a locked file among the machine's temporary ones, so that nothing beside `path` is left by a
+    process that is killed. Where none can be had there is no claim.
+
+    Raises:
+        InputError: another process has claimed it.
+    """
+    target = output_target(path)
+    name = hashlib.sha256(os.fsencode(target)).hexdigest()[:32]
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(_lock_file(f"fasttracks-{os.getuid()}-{name}"))
+        except BlockingIOError:
+            raise InputError(
+                f"output: another run is about to write {path}; wait for it, or choose another name"
+            ) from None
+        except OSError:
+            pass
+        yield
+
+
+@contextmanager
+def _lock_file(name: str) -> Iterator[None]:
+    """Hold a temporary file of this name; BlockingIOError if another process does."""
+    path = Path(tempfile.gettempdir(), name)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            yield
+        finally:
+            os.unlink(path)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a path in a new folder beside `path`; a file made there takes its place at the end.
 
@@ -66,7 +106,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     with _scratch(target.parent) as scratch:
         yield scratch / target.name
         _sync(scratch / target.name)
-        _replace(scratch / target.name, target)
+        _take_mode(scratch / target.name, target)
+        os.replace(scratch / target.name, target)
 
 
 @contextmanager
@@ -87,9 +128,11 @@ def filling(folder: str | os.PathLike[str], own: str) -> Iterator[Path]:
             _sync(new / file)
         if not target.exists():
             return os.rename(new, target)
-        for file in files:
+        for file in files:  # all that takes long first, as what comes then is in between
             (target / file).parent.mkdir(parents=True, exist_ok=True)
-            _replace(new / file, target / file)
+            _take_mode(new / file, target / file)
+        for file in files:
+            os.replace(new / file, target / file)
         for parent in {file.parent for file in files}:
             for other in (path.relative_to(target) for path in (target / parent).iterdir()):
                 if re.fullmatch(own, other.as_posix()) and other not in files:
@@ -138,11 +181,10 @@ def _locked(folder: Path, wait: bool = False) -> Iterator[None]:
         os.close(handle)
 
 
-def _replace(file: Path, target: Path) -> None:
-    """Rename a file, with the mode of the one that it replaces."""
+def _take_mode(file: Path, target: Path) -> None:
+    """Give a file the mode of the one that it is going to replace."""
     with suppress(FileNotFoundError):
         os.chmod(file, target.stat().st_mode & 0o7777)
-    os.replace(file, target)
 
 
 def _sync(file: Path) -> None:

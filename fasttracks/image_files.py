@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fasttracks.errors import InputError
+from fasttracks.files import as_path
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 FPS = 25.0  # of images, which don't tell
@@ -16,7 +17,7 @@ _NUMBER = re.compile(r"%0?\d*d")
 
 def is_image_sequence(path: str | os.PathLike[str]) -> bool:
     """Whether a path is a folder, or an image's name with a number such as %05d in it."""
-    path = Path(path)
+    path = as_path(path, "video")
     numbered = path.suffix.lower() in SUFFIXES and _NUMBER.search(path.name) is not None
     return path.is_dir() or (numbered and not path.is_file())
 
@@ -27,7 +28,7 @@ def find_images(path: str | os.PathLike[str]) -> list[Path]:
     Raises:
         InputError: there are none.
     """
-    path = Path(path)
+    path = as_path(path, "video")
     folder, wanted = path, re.compile(".*")
     if not path.is_dir():
         folder = path.parent

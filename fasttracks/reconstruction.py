@@ -3,15 +3,15 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fasttracks.checks import as_numbers
+from fasttracks.checks import LARGEST, as_numbers
 from fasttracks.errors import InputError
 from fasttracks.export import check_ending, check_folder
+from fasttracks.files import as_path
 from fasttracks.reconstruction_data import ArrayT, ReconstructionData
 
 if TYPE_CHECKING:
@@ -58,10 +58,7 @@ class Reconstruction(ReconstructionData[ArrayT]):
         Images stay as they are: a clip doesn't tell the scale, but one known length does
         (`with_length`), or the camera's height (`with_camera_height`).
         """
-        value = as_numbers(scale, "scale")
-        if value.shape != () or not 0 < value < np.inf:
-            raise InputError(f"scale: expected a number above 0, found {scale!r}")
-        scale = float(value)
+        scale = _number(scale, "scale")
         poses = np.ones((4, 4), np.float32)
         poses[:3, 3] = scale
         return replace(
@@ -106,27 +103,33 @@ class Reconstruction(ReconstructionData[ArrayT]):
 
         In a frame, or, with None, in the static scene.
         """
-        points = self.static_points if frame is None else self.points[frame]
+        if frame is None:
+            points = self.static_points
+        else:
+            points = self.points[_index(frame, len(self), "frame")]
+        a, b = (_index(i, len(points), name) for name, i in (("a", a), ("b", b)))
         found = float(((points[a] - points[b]) ** 2).sum() ** 0.5)
         if not found > 0:
             raise InputError(f"a, b: expected two points apart from each other, found {a} and {b}")
-        return self.scaled(length / found)
+        return self.scaled(_number(length, "length") / found)
 
     def with_camera_height(self, height: float, ground: Sequence[int]) -> "Self":
         """The same at the scale at which the camera's mean height above the ground is `height`.
 
         The ground is the plane nearest to the static points of the tracks `ground`, three or more.
         """
-        points = self.numpy().static_points[list(ground)].astype(np.float64)
-        if len(points) < 3:
-            raise InputError(f"ground: expected three tracks or more, found {len(points)}")
+        tracks = as_numbers(ground, "ground")
+        if tracks.ndim != 1 or len(tracks) < 3:
+            raise InputError(f"ground: expected three tracks or more, found {tracks.shape}")
+        all_points = self.numpy().static_points.astype(np.float64)
+        points = all_points[[_index(i, len(all_points), "ground") for i in tracks]]
         centre = points.mean(0)
         normal = np.linalg.svd(points - centre)[2][2]
         cameras = self.numpy().camera_to_world[:, :3, 3]
         found = float(np.abs((cameras - centre) @ normal).mean())
         if not found > 0:
             raise InputError("ground: expected tracks of a plane that the camera is above")
-        return self.scaled(height / found)
+        return self.scaled(_number(height, "height") / found)
 
     def _like(self, array: np.ndarray) -> Any:
         """A numpy array as this one's arrays are, numpy or torch."""
@@ -144,9 +147,10 @@ class Reconstruction(ReconstructionData[ArrayT]):
         """
         from fasttracks.export.ply import write
 
-        if Path(path).suffix.lower() != ".ply":
-            check_folder(Path(path), "path")
-        write(self.numpy(), Path(path))
+        path = as_path(path, "path")
+        if path.suffix.lower() != ".ply":
+            check_folder(path, "path")
+        write(self.numpy(), path)
 
     def to_colmap(
         self, folder: str | os.PathLike[str], *, text: bool = False, moving: bool = False
@@ -166,8 +170,7 @@ class Reconstruction(ReconstructionData[ArrayT]):
         """
         from fasttracks.export.colmap import write
 
-        check_folder(Path(folder))
-        write(self.numpy(), Path(folder), text, moving)
+        write(self.numpy(), check_folder(folder), text, moving)
 
     def to_splat(self, folder: str | os.PathLike[str], frames: np.ndarray) -> None:
         """Write what programs for Gaussian splatting train on, with one camera for all frames.
@@ -182,8 +185,7 @@ class Reconstruction(ReconstructionData[ArrayT]):
         """
         from fasttracks.export.splat import write
 
-        check_folder(Path(folder))
-        write(self.numpy(), Path(folder), frames)
+        write(self.numpy(), check_folder(folder), frames)
 
     def to_tum(self, path: str | os.PathLike[str]) -> None:
         """Write the camera path in TUM's format: time tx ty tz qx qy qz qw, camera to world.
@@ -192,15 +194,13 @@ class Reconstruction(ReconstructionData[ArrayT]):
         """
         from fasttracks.export.trajectory import write_tum
 
-        check_ending(Path(path), ".txt", ".tum")
-        write_tum(self.numpy(), Path(path))
+        write_tum(self.numpy(), check_ending(path, ".txt", ".tum"))
 
     def to_kitti(self, path: str | os.PathLike[str]) -> None:
         """Write the camera path in KITTI's format: 3 × 4 matrices, camera to world."""
         from fasttracks.export.trajectory import write_kitti
 
-        check_ending(Path(path), ".txt", ".kitti")
-        write_kitti(self.numpy(), Path(path))
+        write_kitti(self.numpy(), check_ending(path, ".txt", ".kitti"))
 
     def to_gltf(self, path: str | os.PathLike[str], *, radius: float | None = None) -> None:
         """Write an animated point cloud and camera as binary glTF (.glb), for Blender and others.
@@ -211,8 +211,7 @@ class Reconstruction(ReconstructionData[ArrayT]):
         """
         from fasttracks.export.gltf import write
 
-        check_ending(Path(path), ".glb")
-        write(self.numpy(), Path(path), radius)
+        write(self.numpy(), check_ending(path, ".glb"), radius)
 
     def _repr_html_(self) -> str:
         """The page that shows it, in a notebook."""
@@ -222,3 +221,19 @@ class Reconstruction(ReconstructionData[ArrayT]):
 
         style = "width:100%;height:560px;border:0"
         return f'<iframe srcdoc="{escape(page(self))}" style="{style}"></iframe>'
+
+
+def _number(value: Any, name: str) -> float:
+    """A number above 0; InputError, naming the argument, otherwise."""
+    number = as_numbers(value, name)
+    if number.shape != () or not 0 < number <= LARGEST:
+        raise InputError(f"{name}: expected a number above 0, found {value!r}")
+    return float(number)
+
+
+def _index(value: Any, count: int, name: str) -> int:
+    """A whole number from -count to count - 1; InputError, naming the argument, otherwise."""
+    number = as_numbers(value, name)
+    if number.shape != () or number.dtype.kind not in "iu" or not -count <= number < count:
+        raise InputError(f"{name}: expected a whole number below {count}, found {value!r}")
+    return int(number)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
-from fasttracks.checks import check_arrays
+from fasttracks.checks import as_numbers, check_arrays
 from fasttracks.errors import InputError, printable
 from fasttracks.files import Npz, write_npz
 from fasttracks.parallax import SHARE, ray_spread
@@ -170,6 +170,24 @@ class ReconstructionData(Generic[ArrayT]):
         if not arrays["visibility"].any():
             raise InputError(f"{where} has no position that is seen; expected at least one")
         return cls(**arrays)
+
+
+def frames_of(rec: ReconstructionData, frames: Any) -> np.ndarray:
+    """A video's frames (T, H, W, 3) uint8 RGB, once they are as many as a reconstruction's.
+
+    Raises:
+        InputError: they are anything else.
+    """
+    images, count = as_numbers(frames, "frames"), len(rec.points)
+    if (
+        images.dtype != np.uint8
+        or images.shape != (count, *images.shape[1:3], 3)
+        or not images.size
+    ):
+        raise InputError(
+            f"frames: expected uint8 ({count}, H, W, 3), found {images.dtype} {images.shape}"
+        )
+    return images
 
 
 def tell_moving(motion: np.ndarray, visibility: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from fasttracks.checks import as_numbers
 from fasttracks.errors import InputError
 from fasttracks.files import existing_file
 from fasttracks.image_files import choose_images, find_images, is_image_sequence, read_image
@@ -127,9 +128,9 @@ def read_video(
         InputError: the file or an option can't be used. A video that breaks off is kept as
             far as it goes, with a warning, unless that is less than two frames.
     """
+    _check_options(start, frames, every, max_size, times)
     if times is not None:
         start, frames = max(0.0, float(times[0]) - CLOSE), len(times)
-    _check_options(start, frames, every, max_size)
     if is_image_sequence(path):
         chosen, seconds = choose_images(find_images(path), start, frames, every, times)
         return _read_images(chosen, seconds, max_size)
@@ -217,11 +218,18 @@ def _read_images(files: Sequence[Path], times: np.ndarray, max_size: int | None)
     return Video(_stack(images), times, (source[0], source[1]))
 
 
-def _check_options(start: float, frames: int | None, every: int, max_size: int | None) -> None:
-    if not 0 <= start < 1e9:
+def _check_options(
+    start: float, frames: int | None, every: int, max_size: int | None, times: Any
+) -> None:
+    seconds = as_numbers(start, "start")
+    if seconds.shape != () or not 0 <= seconds < 1e9:
         raise InputError(f"start: expected seconds, 0 or more, found {start}")
     for name, value in (("frames", frames), ("every", every), ("max_size", max_size)):
         check_count(name, value)
+    if times is not None:
+        wanted = as_numbers(times, "times")
+        if wanted.ndim != 1 or not len(wanted) or not (np.abs(wanted) < 1e9).all():
+            raise InputError(f"times: expected seconds (T,), found {wanted.dtype} {wanted.shape}")
 
 
 def check_count(name: str, value: int | None) -> None:

@@ -17,6 +17,7 @@ import fasttracks
 from fasttracks import Reconstruction, Tracks
 from fasttracks.cli.main import main
 from fasttracks.export import FORMATS
+from fasttracks.files import claimed
 from fasttracks.training.run import Schedule
 from fasttracks.weights import save
 
@@ -367,3 +368,27 @@ def test_a_reader_that_leaves_stops_nothing(tracks_file):
     subprocess.run(f"{command} --device cpu -o a.npz | true", shell=True, check=True)
     assert Path("a.npz").exists()
     assert Path("a.png").exists()
+
+
+@pytest.mark.parametrize("file", ["out.npz", "out.png"])
+def test_of_two_runs_to_one_name_the_later_is_refused(file, tracks_file, capsys):
+    wanted = ["reconstruct", tracks_file, "--model", "tiny.safetensors", "-o", "out.npz"]
+    with claimed(file):
+        assert f"another run is about to write {file}" in fails(wanted, capsys)
+    assert main(wanted) == 0
+    assert main([*wanted, "--force"]) == 0
+
+
+def test_generate_shows_how_far_it_is_and_says_where_clips_are(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    wanted = ["generate", "-o", "clips", "--clips", "2", "--frames", "4", "--tracks", "8"]
+    assert main(wanted) == 0
+    printed = capsys.readouterr()
+    assert "generate: 100%" in printed.err
+    assert "2/2" in printed.err
+    assert "wrote 2 clips to clips" in printed.out
+
+
+@pytest.mark.parametrize("option", ["--clips", "--frames", "--tracks"])
+def test_generate_refuses_numbers_of_nothing(option, capsys):
+    assert f"{option}: expected" in fails(["generate", "-o", "clips", option, "0"], capsys)

@@ -12,7 +12,7 @@ from helpers import tiny_network
 from test_video import write_video
 
 from fasttracks import InputError
-from fasttracks.files import filling, replacing, write_npz
+from fasttracks.files import claimed, filling, replacing, write_npz
 from fasttracks.weights import save
 
 OWN = r"\d\.txt"
@@ -157,3 +157,15 @@ def test_file_names_that_are_no_text_here(tmp_path, locale):
     )
     assert done.returncode == 0, done.stderr.decode()
     assert not any(name.startswith(".") for name in os.listdir(tmp_path))
+
+
+def test_a_claim_keeps_others_away_until_it_ends(tmp_path):
+    (tmp_path / "link").symlink_to("a")
+    with claimed(tmp_path / "a"):
+        for other in (tmp_path / "a", tmp_path / "link"):
+            with pytest.raises(InputError, match="another run is about to write"), claimed(other):
+                pass
+        with claimed(tmp_path / "b"):
+            pass
+    with claimed(tmp_path / "link"):
+        assert os.listdir(tmp_path) == ["link"]

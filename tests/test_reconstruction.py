@@ -9,6 +9,9 @@ from scipy.spatial.transform import Rotation
 from test_viewers import clip
 
 from fasttracks import InputError, Reconstruction
+from fasttracks.video import read_video
+from fasttracks.viewers.page import write_page
+from fasttracks.viewers.picture import draw
 
 
 def as_torch(rec: Reconstruction) -> Reconstruction:
@@ -87,3 +90,23 @@ def test_another_world(rec):
     for wrong in (2 * np.eye(4), np.eye(3), np.diag([1, 1, -1, 1]), np.full((4, 4), np.nan), "a"):
         with pytest.raises(InputError, match="transform"):
             rec.transformed(wrong)
+
+
+@pytest.mark.parametrize("value", [object(), np.zeros(3), 1.5, torch.zeros(2).to("meta")])
+def test_what_is_no_path_track_or_video_is_refused(value, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rec = clip()
+    for write in (rec.to_ply, rec.to_colmap, rec.to_tum, rec.to_kitti, rec.to_gltf, read_video):
+        with pytest.raises(InputError, match="expected a path"):
+            write(value)
+    for use in (
+        lambda: rec.to_splat("a", value),
+        lambda: write_page(rec, "a.html", value),
+        lambda: draw(rec, "a.png", value),
+        lambda: rec.with_length(1, value, 0),
+        lambda: rec.with_length(1, 0, 1, frame=value),
+        lambda: rec.with_camera_height(1, [value] * 3),
+    ):
+        with pytest.raises(InputError, match=r"expected (uint8|a whole|one array|numbers|three)"):
+            use()
+    assert list(tmp_path.iterdir()) == []

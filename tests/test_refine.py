@@ -1,6 +1,7 @@
 """Bundle adjustment against numerical derivatives, SciPy and the truth."""
 
 import math
+import time
 from dataclasses import replace
 from functools import partial
 
@@ -27,8 +28,9 @@ import fasttracks
 from fasttracks.evaluation.metrics import Estimate, metrics
 from fasttracks.geometry import Prediction, exponential, logarithm
 from fasttracks.refine.bundle import bundle, likelihood
-from fasttracks.refine.cameras import Scene, adjust, cost, moved, normal_equations
+from fasttracks.refine.cameras import Scene, _dense, adjust, cost, moved, normal_equations, solve
 from fasttracks.refine.finetune import finetune
+from fasttracks.refine.positive_definite import solve_chain
 
 
 def test_exponential_and_logarithm_are_inverse():
@@ -71,10 +73,58 @@ def test_normal_equations_are_half_the_second_derivatives_where_nothing_is_left(
         lambda *step: cost(moved(truth, *step), e)[0], zero
     )
     scale = normal.cameras.abs().max()
-    assert torch.allclose(normal.cameras[0], cc[0, :, 0] / 2, atol=1e-9 * scale)
+    assert torch.allclose(_dense(normal)[0], cc[0, :, 0] / 2, atol=1e-9 * scale)
     assert torch.allclose(normal.mixed[0], cp[0, :, 0] / 2, atol=1e-9 * scale)
     blocks = pp[0, :, :, 0].diagonal(dim1=0, dim2=2).permute(2, 0, 1)
     assert torch.allclose(normal.points[0], blocks / 2, atol=1e-9 * scale)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 4, 7, 8, 13])
+def test_a_chain_is_solved_as_the_whole_system_is(frames):
+    g = torch.Generator().manual_seed(frames)
+    x = torch.randn(2, frames, 3, 6, generator=g, **DOUBLE)
+    own = x @ x.mT + 3 * torch.eye(3, **DOUBLE)
+    beside = 0.3 * torch.randn(2, frames - 1, 3, 3, generator=g, **DOUBLE)
+    right = torch.randn(2, frames, 3, 2, generator=g, **DOUBLE)
+    whole = torch.zeros(2, frames, 3, frames, 3, **DOUBLE)
+    whole.diagonal(dim1=1, dim2=3).copy_(own.permute(0, 2, 3, 1))
+    for offset, blocks in ((1, beside), (-1, beside.mT)) if frames > 1 else ():
+        whole.diagonal(offset, dim1=1, dim2=3).copy_(blocks.permute(0, 2, 3, 1))
+    expected = torch.linalg.solve(whole.flatten(3).flatten(1, 2), right.flatten(1, 2))
+    assert torch.allclose(solve_chain(own, beside, right).flatten(1, 2), expected)
+
+
+@pytest.mark.parametrize(("frames", "tracks"), [(5, 6), (12, 8), (20, 30)])
+def test_either_elimination_gives_the_same_step(frames, tracks):
+    truth, g = world(frames, tracks, batch=2)
+    e = evidence(truth, g, noise=1e-3, seen=0.8)
+    normal = normal_equations(disturbed(truth, g, 0.02, 0.2, 0.1), e)
+    # As many tracks again, never seen, have the points eliminated instead of the cameras.
+    more = normal._replace(
+        mixed=torch.cat([normal.mixed, normal.mixed.new_zeros(2, 6 * frames + 1, 99, 3)], 2),
+        points=torch.cat([normal.points, normal.points.new_zeros(2, 99, 3, 3)], 1),
+        points_right=torch.cat([normal.points_right, normal.points_right.new_zeros(2, 99, 3)], 1),
+    )
+    free, damping = torch.tensor([1.0, 0.0], **DOUBLE), torch.full((2,), 1e-4, **DOUBLE)
+    step, shift = solve(normal, free, damping)
+    expected, moved_points = solve(more, free, damping)
+    assert torch.allclose(step, expected, rtol=1e-6, atol=1e-9)
+    assert torch.allclose(shift, moved_points[:, :tracks], rtol=1e-6, atol=1e-9)
+    assert (step[:, :6] == 0).all()
+    assert step[1, -1] == 0
+
+
+def test_time_grows_as_frames_do():
+    def seconds(frames):
+        truth, g = world(frames, 16, turn=0.004, path=0.025)
+        start = prediction(disturbed(truth, g, turn=0.003, shift=0.03), bases=12)
+        tracks = tracks_of(image(truth)[1])
+        began = time.process_time()
+        bundle(start, tracks, torch.tensor([True]))
+        return time.process_time() - began
+
+    seconds(20)
+    assert seconds(400) < 9 * seconds(100)  # some 3 times; 19 times with whole systems
 
 
 def test_agrees_with_scipy():

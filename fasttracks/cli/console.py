@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from fasttracks.errors import InputError, printable
 from fasttracks.export import check_folder
-from fasttracks.files import as_path, output_target
+from fasttracks.files import as_path, claimed, output_target
 
 if TYPE_CHECKING:
     from fasttracks.network import TracksTo4D
 
+claims = ExitStack()  # on what the command that runs is going to write; it lets go at its end
 _BAR = "reconstruct: {percentage:3.0f}% |{bar}| {elapsed}, {remaining} left"
 
 
@@ -101,7 +102,13 @@ def output_path(
             raise InputError(f"-o: {file} exists; choose another name, or --force to replace it")
         if suffix or not path.is_dir():
             check_writable(file)
+        claim(file)
     return path
+
+
+def claim(path: Path) -> None:
+    """Raise InputError where another run is about to write to a path; keep others from it."""
+    claims.enter_context(claimed(path))
 
 
 def _begins_with(file: Path, text: str) -> bool:

@@ -1,13 +1,16 @@
 """`fasttracks generate`: held-out scenes as clip files with truth, which `evaluate` reads."""
 
 import argparse
-from pathlib import Path
+import sys
 
 import numpy as np
+from tqdm import tqdm
 
+from fasttracks.cli.console import check_writable, claim, say
 from fasttracks.errors import InputError
 from fasttracks.evaluation.clips import save_clip
 from fasttracks.evaluation.metrics import Truth
+from fasttracks.files import as_path
 from fasttracks.scenes.generator import Clips, seeded
 from fasttracks.scenes.generator import generate as generate_clips
 from fasttracks.scenes.held_out import VALIDATION
@@ -19,8 +22,16 @@ def generate(options: argparse.Namespace) -> None:
     """Write clips of one kind, from creatures, recordings and camera paths kept from training."""
     if options.kind not in VALIDATION:
         raise InputError(f"--kind: expected one of {', '.join(VALIDATION)}, found {options.kind!r}")
+    for name, least in (("clips", 1), ("frames", 2), ("tracks", 1)):
+        value = getattr(options, name)
+        if value < least:
+            raise InputError(f"--{name}: expected {least} or more, found {value}")
+    folder = as_path(options.output, "-o")
+    check_writable(folder / f"{options.kind}-000.npz")
+    claim(folder)
     library = load_library(options.data, "validation", "cpu")
-    for i in range(options.clips):
+    hidden = not sys.stderr.isatty()
+    for i in tqdm(range(options.clips), desc="generate", unit="clip", disable=hidden):
         clip = generate_clips(
             1,
             options.frames,
@@ -29,8 +40,9 @@ def generate(options: argparse.Namespace) -> None:
             generator=seeded((options.seed << 32) + i, library.split, "cpu"),
             variety=VALIDATION[options.kind],
         )
-        path = Path(options.output) / f"{options.kind}-{i:03}.npz"
-        save_clip(path, *_in_pixels(clip))
+        save_clip(folder / f"{options.kind}-{i:03}.npz", *_in_pixels(clip))
+    count = f"{options.clips} clips" if options.clips > 1 else "1 clip"
+    say(f"wrote {count} to {folder}; judge a model on them by 'fasttracks evaluate {folder}'")
 
 
 def _in_pixels(clip: Clips) -> tuple[Tracks, Truth, np.ndarray]:

@@ -6,7 +6,7 @@ import warnings
 from importlib import import_module
 from typing import Any
 
-from fasttracks.cli.console import complain
+from fasttracks.cli.console import claims, complain
 from fasttracks.cli.options import parser
 from fasttracks.errors import InputError
 
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options = parser().parse_args(arguments)
         module = import_module(f"fasttracks.cli.{MODULES[options.command]}")
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), claims:
             warnings.showwarning = _show_warning
             getattr(module, options.command.replace("-", "_"))(options)
     except (InputError, OSError) as error:

@@ -13,6 +13,7 @@ import numpy as np
 import fasttracks
 from fasttracks.cli.console import (
     check_writable,
+    claim,
     open_in_browser,
     output_path,
     progress,
@@ -45,6 +46,7 @@ def demo(options: argparse.Namespace) -> None:
     output = Path(options.output) / "reconstruction.npz"
     for file in with_pictures(output):
         check_writable(file)
+        claim(file)
     tracks = Tracks.load(CLIP)
     result = _reconstruct(tracks, _load(options), options)
     frames = read_video(CLIP.with_suffix(".mp4"), times=tracks.times).frames

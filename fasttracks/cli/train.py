@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from fasttracks.cli.console import check_writable, say
+from fasttracks.cli.console import check_writable, claim, say
 from fasttracks.config import MOST_ROUNDS, Config
 from fasttracks.errors import InputError
 from fasttracks.scenes.held_out import validation
@@ -44,6 +44,8 @@ def train(options: argparse.Namespace) -> None:
             torch.cuda.set_device(device)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     first = not dist.is_initialized() or dist.get_rank() == 0
+    if first:
+        claim(folder / "run.pt")
     scratch = options.weights == "none"
     schedule = Schedule(
         steps=options.steps,

@@ -41,13 +41,21 @@ FORMATS = {
 }
 
 
-def check_folder(path: Path, argument: str = "folder") -> None:
-    """Raise InputError for the name of a file where a folder is to be written."""
+def check_folder(path: Any, argument: str = "folder") -> Path:
+    """A folder's name as a path; InputError if it is no path, or the name of a file."""
+    from fasttracks.files import as_path  # numpy, which naming formats needs not
+
+    path = as_path(path, argument)
     if path.suffix.lower() in _FILES:
         raise InputError(f"{argument}: expected a folder's name, found {path}")
+    return path
 
 
-def check_ending(path: Path, *endings: str) -> None:
-    """Raise InputError for a file's name that doesn't end as its format does."""
+def check_ending(path: Any, *endings: str) -> Path:
+    """A file's name as a path; InputError if it is no path, or doesn't end as its format does."""
+    from fasttracks.files import as_path
+
+    path = as_path(path, "path")
     if path.suffix.lower() not in endings:
         raise InputError(f"path: expected a name ending in {' or '.join(endings)}, found {path}")
+    return path

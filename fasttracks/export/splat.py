@@ -13,11 +13,12 @@ import numpy as np
 from fasttracks.errors import InputError
 from fasttracks.export import colmap, ply
 from fasttracks.files import filling
-from fasttracks.reconstruction_data import ReconstructionData
+from fasttracks.reconstruction_data import ReconstructionData, frames_of
 
 
 def write(rec: ReconstructionData, folder: Path, frames: np.ndarray) -> None:
     """See `Reconstruction.to_splat`."""
+    frames = frames_of(rec, frames)
     rec = _with_one_camera(rec, frames)
     with filling(folder, rf"images/frame_\d+\.png|sparse/0/{colmap.OWN}") as new:
         (new / "images").mkdir()
@@ -30,17 +31,9 @@ def write(rec: ReconstructionData, folder: Path, frames: np.ndarray) -> None:
 
 
 def _with_one_camera(rec: ReconstructionData, frames: np.ndarray) -> ReconstructionData:
-    frames = np.asarray(frames)
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
-        raise InputError(
-            f"frames: expected uint8 (T, H, W, 3), found {frames.dtype} {frames.shape}"
-        )
     size = frames.shape[1:3]
-    if len(frames) != len(rec.points) or rec.image_size not in (None, size):
-        raise InputError(
-            f"frames: expected {len(rec.points)} of (height, width) {rec.image_size}, found "
-            f"{len(frames)} of {size}"
-        )
+    if rec.image_size not in (None, size):
+        raise InputError(f"frames: expected (height, width) {rec.image_size}, found {size}")
     camera = np.median(rec.intrinsics.astype(np.float64), axis=0)
     return replace(rec, intrinsics=np.tile(camera, (len(frames), 1, 1)), image_size=size)
 

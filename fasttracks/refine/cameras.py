@@ -21,7 +21,7 @@ from fasttracks.geometry import (
     project,
     to_camera,
 )
-from fasttracks.refine.positive_definite import has_kernels
+from fasttracks.refine.positive_definite import has_kernels, solve_chain
 
 
 class Scene(NamedTuple):
@@ -53,7 +53,10 @@ class Evidence(NamedTuple):
 class Normal(NamedTuple):
     """Normal equations: the cameras' 6 T + 1 unknowns (the focal length last) and the points'."""
 
-    cameras: Tensor  # (B, 6 T + 1, 6 T + 1)
+    cameras: Tensor  # (B, T, 6, 6)
+    beside: Tensor  # (B, T - 1, 6, 6) of each camera and the next
+    by_focal: Tensor  # (B, T, 6) of cameras and the focal length
+    focal: Tensor  # (B,)
     mixed: Tensor  # (B, 6 T + 1, N, 3)
     points: Tensor  # (B, N, 3, 3)
     cameras_right: Tensor  # (B, 6 T + 1) minus the gradient
@@ -116,7 +119,6 @@ def adjust(scene: Scene, evidence: Evidence, damping: Tensor, iterations: int) -
 def normal_equations(scene: Scene, evidence: Evidence) -> Normal:
     """Gauss–Newton's normal equations of the cost, its Cauchy terms reweighted."""
     s, e = scene, evidence
-    batch, frames = e.weight.shape[:2]
     P = to_camera(s.points[:, None], s.rotation, s.position)
     focal = s.log_focal.exp()[:, None, None]
     depth = P[..., 2].clamp(min=MIN_DEPTH)
@@ -151,15 +153,11 @@ def normal_equations(scene: Scene, evidence: Evidence) -> Normal:
     W_focal = (by_point * by_focal[..., None]).sum((1, 2))
     W = (by_camera.mT[..., None] * by_point[:, :, :, None]).sum(2)  # (B, T, 6, N, 3)
 
-    S = P.new_zeros(batch, 6 * frames + 1, 6 * frames + 1)
-    blocks = S[:, :-1, :-1].unflatten(1, (frames, 6)).unflatten(3, (frames, 6))
-    blocks.diagonal(dim1=1, dim2=3).add_(U.permute(0, 2, 3, 1))
-    S[:, :-1, -1] = S[:, -1, :-1] = U_focal.flatten(1)
-    S[:, -1, -1] = square_focal
-    if frames > 1:
-        _add_relative(blocks, right, s, e)
     return Normal(
-        S,
+        U,
+        _add_relative(U, right, s, e),
+        U_focal,
+        square_focal,
         torch.cat([W.flatten(1, 2), W_focal[:, None]], 1),
         V,
         torch.cat([right.flatten(1), right_focal[:, None]], 1),
@@ -170,31 +168,86 @@ def normal_equations(scene: Scene, evidence: Evidence) -> Normal:
 def solve(normal: Normal, focal_free: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
     """The damped step of the cameras (B, 6 T + 1) and of the points (B, N, 3).
 
-    The first camera, and the focal length where it is not free, stay. The cameras' system is
-    solved in float64: nothing but the damping keeps it from being nearly singular.
+    The first camera, and the focal length where it is not free, stay. The cameras or the points are
+    eliminated, whichever are more. Cameras are solved for in float64: nothing but the damping keeps
+    their system from being nearly singular.
     """
     n, damp = normal, damping[:, None]
     diagonal = n.points.diagonal(dim1=-2, dim2=-1)
     floor = 1e-6 * diagonal.mean(2, keepdim=True) + 1e-12  # for tracks never seen, or once
-    V_inverse = _inverse3(n.points + torch.diag_embed(damp[..., None] * diagonal + floor))
+    V = n.points + torch.diag_embed(damp[..., None] * diagonal + floor)
+    V_inverse = _inverse3(V)
     mixed = (n.mixed[..., None] * V_inverse[:, None]).sum(-2)
-    S = n.cameras - mixed.flatten(2) @ n.mixed.flatten(2).mT
-    S = S + torch.diag_embed(damp * n.cameras.diagonal(dim1=-2, dim2=-1))
-    right = n.cameras_right - (mixed * n.points_right[:, None]).sum((2, 3))
 
-    free = torch.ones_like(right, dtype=torch.float64)
+    free = torch.ones_like(n.cameras_right, dtype=torch.float64)
     free[:, :6] = 0
     free[:, -1] = focal_free
+    own = torch.cat([n.cameras.diagonal(dim1=-2, dim2=-1).flatten(1), n.focal[:, None]], 1)
+    # What is left of the diagonal without the points; a share of it makes up for rounding.
+    left = ((1 + damp) * own - (mixed * n.mixed).sum((2, 3))).double()
+    lift = damp * own + 1e-9 * left.clamp(min=1e-30)
+    if diagonal[0].numel() < own.shape[1]:
+        step, shift = _without_cameras(n, V, lift, free)
+        return step.to(V.dtype), shift.to(V.dtype)
+
+    S = _dense(n) - mixed.flatten(2) @ n.mixed.flatten(2).mT + torch.diag_embed(lift)
+    right = n.cameras_right - (mixed * n.points_right[:, None]).sum((2, 3))
     S = S * (free[:, :, None] * free[:, None]) + torch.diag_embed(1 - free)
-    # To a diagonal of 1, as the units of the unknowns differ.
-    unit = S.diagonal(dim1=-2, dim2=-1).clamp(min=1e-30).rsqrt()
-    S = S * (unit[:, :, None] * unit[:, None])
-    S.diagonal(dim1=-2, dim2=-1).add_(1e-9)
-    factor, _ = torch.linalg.cholesky_ex(S)  # a failure gives NaN: a step that is not taken
-    step = torch.cholesky_solve((unit * free * right)[..., None], factor)[..., 0] * unit
-    step = step.to(right.dtype)
+    step = _solve_scaled(S, free * right).to(right.dtype)
     back = n.points_right - (n.mixed * step[..., None, None]).sum(1)
     return step, (V_inverse * back[..., None, :]).sum(-1)
+
+
+def _dense(normal: Normal) -> Tensor:
+    """The cameras' system (B, 6 T + 1, 6 T + 1)."""
+    n, frames = normal, normal.cameras.shape[1]
+    S = n.mixed.new_zeros(len(n.mixed), 6 * frames + 1, 6 * frames + 1)
+    blocks = S[:, :-1, :-1].unflatten(1, (frames, 6)).unflatten(3, (frames, 6))
+    blocks.diagonal(dim1=1, dim2=3).copy_(n.cameras.permute(0, 2, 3, 1))
+    for offset, beside in ((1, n.beside), (-1, n.beside.mT)):
+        if frames > 1:
+            blocks.diagonal(offset, dim1=1, dim2=3).copy_(beside.permute(0, 2, 3, 1))
+    S[:, :-1, -1] = S[:, -1, :-1] = n.by_focal.flatten(1)
+    S[:, -1, -1] = n.focal
+    return S
+
+
+def _without_cameras(n: Normal, V: Tensor, lift: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
+    """The same step, in time that grows as T does: cameras touch their neighbours alone.
+
+    V (B, N, 3, 3) is the points' system; lift and free are (B, 6 T + 1). In float64.
+    """
+    batch, frames = n.cameras.shape[:2]
+    n = Normal(*(value.double() for value in n))
+    lift = lift * free + 1 - free
+    loose, focal_free = free[:, :-1].view(batch, frames, 6, 1), free[:, -1:]
+    cameras = loose * n.cameras * loose.mT
+    cameras = cameras + torch.diag_embed(lift[:, :-1].view(batch, frames, 6))
+    # The focal length goes with the points, as all touch it.
+    by_focal = n.by_focal[..., None] * focal_free[..., None, None]
+    by_point = n.mixed[:, :-1].view(batch, frames, 6, -1)
+    right = n.cameras_right[:, :-1].view(batch, frames, 6, 1)
+    sides = loose * torch.cat([by_focal, by_point, right], -1)
+    solved = solve_chain(cameras, loose[:, :-1] * n.beside, sides).flatten(1, 2)
+
+    S = V.new_zeros(batch, sides.shape[-1] - 1, sides.shape[-1] - 1, dtype=torch.float64)
+    S[:, 0, 0] = focal_free[:, 0] * n.focal + lift[:, -1]
+    S[:, 0, 1:] = S[:, 1:, 0] = focal_free * n.mixed[:, -1].flatten(1)
+    blocks = S[:, 1:, 1:].unflatten(1, (-1, 3)).unflatten(3, (-1, 3))
+    blocks.diagonal(dim1=1, dim2=3).copy_(V.permute(0, 2, 3, 1))
+    right = torch.cat([focal_free * n.cameras_right[:, -1:], n.points_right.flatten(1)], 1)
+    taken = sides[..., :-1].flatten(1, 2).mT @ solved
+    found = _solve_scaled(S - taken[..., :-1], right - taken[..., -1])
+    step = solved[..., -1] - (solved[..., :-1] @ found[..., None])[..., 0]
+    return torch.cat([step, found[:, :1]], 1), found[:, 1:].unflatten(1, (-1, 3))
+
+
+def _solve_scaled(S: Tensor, right: Tensor) -> Tensor:
+    """Solutions (B, n), S scaled to a diagonal of 1, as the units of the unknowns differ."""
+    unit = S.diagonal(dim1=-2, dim2=-1).clamp(min=1e-30).rsqrt()
+    factor, _ = torch.linalg.cholesky_ex(S * (unit[:, :, None] * unit[:, None]))
+    # A failure gives NaN: a step that is not taken.
+    return torch.cholesky_solve((unit * right)[..., None], factor)[..., 0] * unit
 
 
 def moved(scene: Scene, step: Tensor, shift: Tensor) -> Scene:
@@ -215,8 +268,11 @@ def _relative(scene: Scene, evidence: Evidence) -> tuple[Tensor, Tensor]:
     return logarithm(evidence.turn.mT @ turn), step - evidence.step
 
 
-def _add_relative(blocks: Tensor, right: Tensor, scene: Scene, evidence: Evidence) -> None:
-    """Add the camera-to-camera terms to the blocks (B, T, 6, T, 6), right (B, T, 6)."""
+def _add_relative(own: Tensor, right: Tensor, scene: Scene, evidence: Evidence) -> Tensor:
+    """Add the camera-to-camera terms to own (B, T, 6, 6) and right (B, T, 6).
+
+    Returns those of each camera and the next (B, T - 1, 6, 6).
+    """
     turn, step = _relative(scene, evidence)
     relative, ahead = camera_steps(scene.rotation, scene.position)
     eye = torch.eye(3, dtype=ahead.dtype, device=ahead.device).expand_as(relative)
@@ -229,13 +285,10 @@ def _add_relative(blocks: Tensor, right: Tensor, scene: Scene, evidence: Evidenc
     weight = torch.stack([evidence.turn_weight, evidence.step_weight], -1)
     weight = weight.repeat_interleave(3, -1)
     residual = (weight * torch.cat([turn, step], -1))[..., None]
-    pairs = ((slice(None, -1), former), (slice(1, None), latter))
-    for i, (one, a) in enumerate(pairs):
-        right[:, one] -= (a.mT @ residual)[..., 0]
-        for j, (_, b) in enumerate(pairs):
-            block = blocks.diagonal(offset=j - i, dim1=1, dim2=3)
-            place = block if i != j else block[..., one]
-            place.add_((a.mT @ (weight[..., None] * b)).permute(0, 2, 3, 1))
+    for cameras, a in ((slice(None, -1), former), (slice(1, None), latter)):
+        right[:, cameras] -= (a.mT @ residual)[..., 0]
+        own[:, cameras] += a.mT @ (weight[..., None] * a)
+    return former.mT @ (weight[..., None] * latter)
 
 
 def choose(condition: Tensor, new: Tensor, old: Tensor) -> Tensor:

@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fasttracks.geometry import MIN_DEPTH, compose, project, to_camera
 from fasttracks.refine.cameras import choose
-from fasttracks.refine.positive_definite import has_kernels, inverse_factor, solve
+from fasttracks.refine.positive_definite import has_kernels, inverse_factor, solve, solve_chain
 
 _COEFFICIENT_WEIGHT = 1.0  # of the sum over bases of a coefficient's mean square
 _NO_EFFECT = 1e-6  # motion by a basis, in the network's units, in which scenes are some 15 away
@@ -176,12 +177,34 @@ def _step_basis(
     return motion._replace(basis=basis), torch.where(better, after, current), damping
 
 
+def _solve_bent(own: Tensor, stiff: Tensor, bend: Tensor, right: Tensor) -> Tensor:
+    """Solutions x (B, T, f) of own(t) x(t) + Σ_s stiff(t, s) bend x(s) = right(t), with
+    stiff(t, s) = 0 for |t - s| > 2: of two frames together, each pair touches the next alone.
+    """
+    batch, frames, size = right.shape
+    odd = frames % 2  # then a last frame is made up
+    unit = torch.eye(size, dtype=own.dtype, device=own.device).expand(batch, odd, size, size)
+    own = torch.cat([own, unit], 1).unflatten(1, (-1, 2))
+    right, stiff = pad(right, (0, 0, 0, odd)), pad(stiff, (0, odd, 0, odd))
+    stiff = stiff.unflatten(1, (-1, 2)).unflatten(0, (-1, 2))  # (T / 2, 2, T / 2, 2)
+
+    def blocks(offset: int) -> Tensor:
+        pairs = stiff.diagonal(offset, dim1=0, dim2=2).permute(2, 0, 1)
+        both = pairs[None, :, :, None, :, None] * bend[:, None, None, :, None]
+        if offset == 0:
+            both.diagonal(dim1=2, dim2=4).add_(own.permute(0, 1, 3, 4, 2))
+        return both.flatten(4).flatten(2, 3)
+
+    found = solve_chain(blocks(0), blocks(1), right.reshape(batch, own.shape[1], 2 * size, 1))
+    return found.reshape(batch, frames + odd, size)[:, :frames]
+
+
 def _step_coefficients(motion: Motion, sight: Sight, current: Tensor) -> tuple[Motion, Tensor]:
     """One step of each clip's coefficients, lightly damped; the tracks' cost too."""
     c, basis = motion
     H, g = _by_point(motion, sight)
     b = basis[:, 1:].transpose(1, 2)  # (B, N, K - 1, 3)
-    batch, frames, free = len(c), c.shape[1], b.shape[2]
+    frames, free = c.shape[1], b.shape[2]
     Hb = (b[:, None] @ H).transpose(2, 3).flatten(3)  # (B, T, K - 1, N 3)
     A = Hb @ b.transpose(1, 2).flatten(2).mT[:, None]
     right = -(b[:, None] @ g[..., None])[..., 0].sum(2)
@@ -189,16 +212,13 @@ def _step_coefficients(motion: Motion, sight: Sight, current: Tensor) -> tuple[M
     bend = (sight.smooth[..., None, None] * (b @ b.mT)).sum(1)  # (B, K - 1, K - 1)
     stiff = D.mT @ D
     right = right - stiff @ c[..., 1:] @ bend
-    S = (stiff[:, None, :, None] * bend[:, None, :, None]).contiguous()
-    S.diagonal(dim1=1, dim2=3).add_(A.permute(0, 2, 3, 1))
-    S = S.view(batch, frames * free, frames * free)
     # Without a prior nothing would hold the coefficients of a basis that hardly moves anything.
     prior = _COEFFICIENT_WEIGHT / frames
     right = right - prior * c[..., 1:]
-    S.diagonal(dim1=-2, dim2=-1).add_(prior)
-    diagonal = S.diagonal(dim1=-2, dim2=-1)
-    S = S + torch.diag_embed(1e-2 * diagonal + 1e-9 * diagonal.mean(-1, keepdim=True) + 1e-12)
-    step = solve(S, right.flatten(1)[..., None]).view(batch, frames, free)
+    own = A + prior * torch.eye(free, dtype=c.dtype, device=c.device)
+    diagonal = (own + stiff.diagonal()[:, None, None] * bend[:, None]).diagonal(dim1=-2, dim2=-1)
+    damping = 1e-2 * diagonal + 1e-9 * diagonal.mean((1, 2), keepdim=True) + 1e-12
+    step = _solve_bent(own + torch.diag_embed(damping), stiff, bend, right)
     trial = motion._replace(coefficients=torch.cat([c[..., :1], c[..., 1:] + step], -1))
     after = cost(trial, sight)
     less = prior * (c.square() - trial.coefficients.square()).sum((1, 2))

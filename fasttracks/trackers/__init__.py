@@ -103,6 +103,7 @@ def _colors(frames: np.ndarray, tracks: np.ndarray, visibility: np.ndarray) -> n
 
 def get_tracker(name: str, **options: Any) -> Tracker:
     """The tracker called `name`, "klt", "tapnext" or "cotracker", with its class's options."""
+    name = name if isinstance(name, str) else repr(name)
     if name == "klt":
         from fasttracks.trackers.klt import KLT
 

@@ -7,12 +7,12 @@ import pickle
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fasttracks.errors import InputError
+from fasttracks.files import as_path
 from fasttracks.trackers.queries import check_frames, check_queries, grid_queries
 
 PACKAGE = "pip install git+https://github.com/facebookresearch/co-tracker (CC-BY-NC)"
@@ -138,7 +138,7 @@ class CoTracker:
     def _from_package(self, predictor: Any) -> Any:
         if self.checkpoint is None:
             raise InputError(f"checkpoint: the cotracker package needs one; {WEIGHTS}")
-        path = Path(self.checkpoint)
+        path = as_path(self.checkpoint, "checkpoint")
         if not path.is_file():
             raise InputError(f"checkpoint: no file {path}; {WEIGHTS}")
         try:

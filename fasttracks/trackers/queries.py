@@ -4,6 +4,7 @@ from typing import Protocol
 
 import numpy as np
 
+from fasttracks.checks import as_numbers
 from fasttracks.errors import InputError
 
 GRID = 15  # points along each side of a grid
@@ -70,7 +71,7 @@ def grid_queries(
 
 def check_queries(queries: np.ndarray, frames: np.ndarray) -> np.ndarray:
     """`queries` in float32; InputError unless (N, 3) rows of frame, x, y in (T, H, W, 3) frames."""
-    queries = np.asarray(queries)
+    queries = as_numbers(queries, "queries")
     if queries.ndim != 2 or queries.shape[1] != 3 or queries.dtype.kind not in "iuf":
         raise InputError(
             f"queries: expected rows of frame, x, y, found {queries.dtype} {queries.shape}"
@@ -89,7 +90,8 @@ def check_queries(queries: np.ndarray, frames: np.ndarray) -> np.ndarray:
 
 def check_frames(frames: np.ndarray) -> None:
     """Raise InputError unless `frames` is a (T, H, W, 3) uint8 array with T ≥ 1."""
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not frames.size:
+    array = as_numbers(frames, "frames")
+    if array is not frames or array.dtype != np.uint8 or array.shape[3:] != (3,) or not array.size:
         raise InputError(
-            f"frames: expected uint8 (T, H, W, 3), found {frames.dtype} {frames.shape}"
+            f"frames: expected a uint8 array (T, H, W, 3), found {array.dtype} {array.shape}"
         )

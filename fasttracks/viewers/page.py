@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from fasttracks.errors import printable
-from fasttracks.files import replacing
-from fasttracks.reconstruction_data import ReconstructionData
+from fasttracks.files import as_path, replacing
+from fasttracks.reconstruction_data import ReconstructionData, frames_of
 from fasttracks.summary import summary
 
 BEGINNING = "<!doctype html>\n<!--\nA reconstruction by fasttracks"  # of each page
@@ -28,7 +28,7 @@ def write_page(
     frames: np.ndarray | None = None,
 ) -> None:
     """Write `page(rec, name, frames)`, named like the file."""
-    path = Path(path)
+    path = as_path(path, "path")
     with replacing(path) as temporary:
         temporary.write_text(page(rec, path.stem, frames), encoding="utf-8")
 
@@ -88,7 +88,7 @@ def _pack(rec: ReconstructionData, name: str, frames: Any) -> dict[str, Any]:
         "colors": None if rec.colors is None else _base64(rec.colors, "u1"),
     }
     if frames is not None:
-        images = [_jpeg(frame) for frame in frames]
+        images = [_jpeg(frame) for frame in frames_of(rec, frames)]
         packed["images"] = [base64.b64encode(image).decode() for image in images]
     return packed
 

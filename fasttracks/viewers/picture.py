@@ -1,7 +1,6 @@
 """One picture of a reconstruction, for a person to judge it by."""
 
 import os
-from pathlib import Path
 
 import numpy as np
 from matplotlib import colormaps
@@ -14,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from fasttracks.files import replacing
-from fasttracks.reconstruction_data import ReconstructionData
+from fasttracks.reconstruction_data import ReconstructionData, frames_of
 from fasttracks.summary import summary
 
 _COLOURS = "turbo"
@@ -32,6 +31,8 @@ def draw(
     error over time and how much points move.
     """
     rec = rec.numpy()
+    if frames is not None:
+        frames = frames_of(rec, frames)
     height, width = rec.image_size or np.ptp(rec.tracks.reshape(-1, 2), 0)[::-1] + 1
     above = 4.6 * np.clip(height / width, 0.4, 2)  # inches of a frame 4.6 inches wide
     figure = Figure(figsize=(15, above + 8), layout="constrained")
@@ -57,7 +58,7 @@ def draw(
     _draw_error(error, rec)
     _draw_motion(motion, rec, norm)
     figure.suptitle(_title(rec))
-    with replacing(Path(path)) as temporary:
+    with replacing(path) as temporary:
         figure.savefig(temporary, dpi=100)
 
 

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from fasttracks.errors import InputError
+from fasttracks.files import as_path
 
 LICENCE = "Apache-2.0"
 URL = "https://storage.googleapis.com/dm-tapnet/tapnextpp/tapnextpp_ckpt.pt"
@@ -14,7 +15,7 @@ def found(checkpoint: str | os.PathLike[str] | None) -> Path:
     """A checkpoint's path, or InputError that says how to get one."""
     if checkpoint is None:
         raise InputError(f"checkpoint: tapnext needs its weights; {HOW}")
-    path = Path(checkpoint)
+    path = as_path(checkpoint, "checkpoint")
     if not path.is_file():
         raise InputError(f"checkpoint: no file {path}; {HOW}")
     return path
