@@ -10,15 +10,17 @@ from fasttracks.evaluation.clips import save_clip
 from fasttracks.evaluation.metrics import Truth
 from fasttracks.scenes.generator import Clips, seeded
 from fasttracks.scenes.generator import generate as generate_clips
-from fasttracks.scenes.held_out import VALIDATION
+from fasttracks.scenes.held_out import VALIDATION, kind
 from fasttracks.scenes.library import load as load_library
 from fasttracks.tracks import Tracks
 
 
 def generate(options: argparse.Namespace) -> None:
     """Write clips of one kind, from creatures, recordings and camera paths kept from training."""
-    if options.kind not in VALIDATION:
-        raise InputError(f"--kind: expected one of {', '.join(VALIDATION)}, found {options.kind!r}")
+    variety = kind(options.kind, options.frames)
+    if variety is None:
+        known = ", ".join([*VALIDATION, "long"])
+        raise InputError(f"--kind: expected one of {known}, found {options.kind!r}")
     library = load_library(options.data, "validation", "cpu")
     for i in range(options.clips):
         clip = generate_clips(
@@ -27,7 +29,7 @@ def generate(options: argparse.Namespace) -> None:
             options.tracks,
             library=library,
             generator=seeded((options.seed << 32) + i, library.split, "cpu"),
-            variety=VALIDATION[options.kind],
+            variety=variety,
         )
         path = Path(options.output) / f"{options.kind}-{i:03}.npz"
         save_clip(path, *_in_pixels(clip))
