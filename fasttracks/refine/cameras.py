@@ -167,34 +167,64 @@ def normal_equations(scene: Scene, evidence: Evidence) -> Normal:
     )
 
 
+class Reduced(NamedTuple):
+    """Normal equations whose points are eliminated, for the cameras' 6 T + 1 unknowns alone."""
+
+    system: Tensor  # (B, 6 T + 1, 6 T + 1)
+    right: Tensor  # (B, 6 T + 1)
+    points_inverse: Tensor  # (B, N, 3, 3) of the damped blocks of the points
+
+
 def solve(normal: Normal, focal_free: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
     """The damped step of the cameras (B, 6 T + 1) and of the points (B, N, 3).
 
-    The first camera, and the focal length where it is not free, stay. The cameras' system is
-    solved in float64: nothing but the damping keeps it from being nearly singular.
+    The first camera, and the focal length where it is not free, stay.
     """
+    reduced = eliminate(normal, damping)
+    damp = damping[:, None] * normal.cameras.diagonal(dim1=-2, dim2=-1)
+    reduced.system.diagonal(dim1=-2, dim2=-1).add_(damp)
+    free = torch.ones_like(reduced.right)
+    free[:, :6] = 0
+    free[:, -1] = focal_free
+    step = solve_cameras(reduced.system, reduced.right, free)
+    return step, points_step(normal, reduced.points_inverse, step)
+
+
+def eliminate(normal: Normal, damping: Tensor) -> Reduced:
+    """The Schur complement of the points, their blocks damped; the cameras' are not."""
     n, damp = normal, damping[:, None]
     diagonal = n.points.diagonal(dim1=-2, dim2=-1)
     floor = 1e-6 * diagonal.mean(2, keepdim=True) + 1e-12  # for tracks never seen, or once
     V_inverse = _inverse3(n.points + torch.diag_embed(damp[..., None] * diagonal + floor))
     mixed = (n.mixed[..., None] * V_inverse[:, None]).sum(-2)
     S = n.cameras - mixed.flatten(2) @ n.mixed.flatten(2).mT
-    S = S + torch.diag_embed(damp * n.cameras.diagonal(dim1=-2, dim2=-1))
     right = n.cameras_right - (mixed * n.points_right[:, None]).sum((2, 3))
+    return Reduced(S, right, V_inverse)
 
-    free = torch.ones_like(right, dtype=torch.float64)
-    free[:, :6] = 0
-    free[:, -1] = focal_free
-    S = S * (free[:, :, None] * free[:, None]) + torch.diag_embed(1 - free)
+
+def solve_cameras(system: Tensor, right: Tensor, free: Tensor) -> Tensor:
+    """The step (B, n) of unknowns, 0 where these are not `free` (B, n), of 1 and 0; NaN where the
+    system (B, n, n) is not positive definite. In float64: nothing but the damping keeps it from
+    being nearly singular. Overwrites a system of that type.
+    """
+    free = free.double()
+    S = system.double()
+    S.mul_(free[:, :, None]).mul_(free[:, None])
+    diagonal = S.diagonal(dim1=-2, dim2=-1)
+    diagonal.add_(1 - free)
     # To a diagonal of 1, as the units of the unknowns differ.
-    unit = S.diagonal(dim1=-2, dim2=-1).clamp(min=1e-30).rsqrt()
-    S = S * (unit[:, :, None] * unit[:, None])
-    S.diagonal(dim1=-2, dim2=-1).add_(1e-9)
+    unit = diagonal.clamp(min=1e-30).rsqrt()
+    S.mul_(unit[:, :, None]).mul_(unit[:, None])
+    diagonal.add_(1e-9)
     factor, _ = torch.linalg.cholesky_ex(S)  # a failure gives NaN: a step that is not taken
     step = torch.cholesky_solve((unit * free * right)[..., None], factor)[..., 0] * unit
-    step = step.to(right.dtype)
-    back = n.points_right - (n.mixed * step[..., None, None]).sum(1)
-    return step, (V_inverse * back[..., None, :]).sum(-1)
+    return step.to(right.dtype)
+
+
+def points_step(normal: Normal, points_inverse: Tensor, step: Tensor) -> Tensor:
+    """The step of the points (B, N, 3) that goes with one of the cameras (B, 6 T + 1)."""
+    back = normal.points_right - (normal.mixed * step[..., None, None]).sum(1)
+    return (points_inverse * back[..., None, :]).sum(-1)
 
 
 def moved(scene: Scene, step: Tensor, shift: Tensor) -> Scene:
