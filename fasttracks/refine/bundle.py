@@ -144,7 +144,7 @@ def _bundle(*inputs: Tensor) -> tuple[Tensor, ...]:
         cameras[2],
         coefficients,
         basis,
-        _told(given.motion.to(scale.dtype), scale, static).float(),
+        told(given.motion.to(scale.dtype), scale, static).float(),
         points,
         points_camera,
         project(points_camera, cameras[2]),
@@ -180,7 +180,7 @@ def _outcome(
     return ", ".join(words)
 
 
-def _told(gamma: Tensor, scale: Tensor, static: Tensor) -> Tensor:
+def told(gamma: Tensor, scale: Tensor, static: Tensor) -> Tensor:
     """γ (B, N): the geometric mean of the network's and of the scale that was found.
 
     They err on different tracks. It is scaled so that static tracks keep the network's level.

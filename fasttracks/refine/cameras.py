@@ -192,14 +192,19 @@ def solve(normal: Normal, focal_free: Tensor, damping: Tensor) -> tuple[Tensor, 
 
 def eliminate(normal: Normal, damping: Tensor) -> Reduced:
     """The Schur complement of the points, their blocks damped; the cameras' are not."""
-    n, damp = normal, damping[:, None]
-    diagonal = n.points.diagonal(dim1=-2, dim2=-1)
-    floor = 1e-6 * diagonal.mean(2, keepdim=True) + 1e-12  # for tracks never seen, or once
-    V_inverse = _inverse3(n.points + torch.diag_embed(damp[..., None] * diagonal + floor))
+    n, V_inverse = normal, invert_points(normal, damping)
     mixed = (n.mixed[..., None] * V_inverse[:, None]).sum(-2)
     S = n.cameras - mixed.flatten(2) @ n.mixed.flatten(2).mT
     right = n.cameras_right - (mixed * n.points_right[:, None]).sum((2, 3))
     return Reduced(S, right, V_inverse)
+
+
+def invert_points(normal: Normal, damping: Tensor) -> Tensor:
+    """Inverses (B, N, 3, 3) of the damped blocks of the points."""
+    diagonal = normal.points.diagonal(dim1=-2, dim2=-1)
+    floor = 1e-6 * diagonal.mean(2, keepdim=True) + 1e-12  # for tracks never seen, or once
+    damp = damping[:, None, None] * diagonal
+    return _inverse3(normal.points + torch.diag_embed(damp + floor))
 
 
 def solve_cameras(system: Tensor, right: Tensor, free: Tensor) -> Tensor:
