@@ -19,6 +19,7 @@ FLOORS = [
     {"summary"},
     {"export", "viewers"},
     {"reconstruction", "refine"},
+    {"long"},
     {"pipeline", "video"},
     {"trackers", "evaluation", "performance"},
     {"env"},

@@ -11,6 +11,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -28,6 +29,7 @@ from fasttracks.long.join import Shared, Similarity, join, weighted_median
 from fasttracks.long.joint import Joint
 from fasttracks.long.motion import blend
 from fasttracks.long.windows import Network, Window, look
+from fasttracks.parallax import LEAST, ray_spread
 from fasttracks.refine.bundle import (
     CAMERA,
     DEPTH,
@@ -39,10 +41,8 @@ from fasttracks.refine.bundle import (
     STILL,
     bundle,
 )
-from fasttracks.parallax import LEAST, ray_spread
 from fasttracks.refine.cameras import Evidence, Scene
 
-LONGEST = 160  # frames that the network takes at once
 _ROUNDS, _ITERATIONS = 6, 4
 _BUCKET = 64  # tracks, by which windows' sizes on a GPU differ
 
@@ -113,7 +113,7 @@ def place(windows: Sequence[Window], tracks: Tensor) -> list[Similarity]:
     one = tracks.new_ones((), dtype=torch.float64)
     eye = torch.eye(3, dtype=one.dtype, device=one.device)
     placed = [Similarity(one, eye, one.new_zeros(3))]
-    for before, after in zip(windows, windows[1:], strict=False):
+    for before, after in pairwise(windows):
         frames = slice(after.frames.start, before.frames.stop)
         here, there = _common(after.which, before.which)
         visible = tracks[frames][:, after.which[here], 2].double()

@@ -1,9 +1,9 @@
 """Bundle adjustment of all cameras and still points of a long clip together.
 
-The cost is that of `refine.bundle`, minimised by the same Levenberg–Marquardt steps. A point is seen
-in some frames only: points are taken in groups that are seen in about the same ones, and eliminated
-from the cameras of these (Schur complement). So memory is that of the cameras' system, 36 T² numbers,
-and of one group.
+The cost is that of `refine.bundle`, minimised by the same Levenberg–Marquardt steps. A point is
+seen in some frames only: points are taken in groups that are seen in about the same ones, and
+eliminated from the cameras of these (Schur complement). So memory is that of the cameras' system,
+36 T² numbers, and of one group.
 """
 
 from collections.abc import Iterator
@@ -46,7 +46,7 @@ class Joint:
         self.groups = list(_groups(evidence.weight[0]))
 
     def adjust(self, scene: Scene, damping: float, iterations: int) -> tuple[Scene, float, float]:
-        """As `refine.cameras.adjust`: the scene, damping to go on with, and the last step's gain."""
+        """As `refine.cameras.adjust`: the scene, damping to go on with, the last step's gain."""
         current, gain = self.cost(scene), 0.0
         for _ in range(iterations):
             trial = moved(scene, *self._step(scene, damping))

@@ -1,6 +1,7 @@
 """What moves in a long clip: fitted window by window, and cross-faded."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,6 +10,8 @@ from fasttracks.geometry import Prediction, compose, project, to_camera
 from fasttracks.long.windows import Window
 from fasttracks.refine.bundle import fit_motion, told
 from fasttracks.refine.cameras import Scene
+
+_GUIDES = 4  # neighbours that a lost track goes on with
 
 
 def blend(
@@ -23,8 +26,8 @@ def blend(
     """The prediction for a clip (B = 1) from its cameras and still points, and windows' motion.
 
     Each window adds K bases, whose coefficients fade out where the next one's fade in; the first of
-    all is the static scene. A track that a window does not have stays where the nearest one that
-    has it leaves it.
+    all is the static scene. A track that a window does not have goes on as its nearest neighbours
+    do.
 
     Args:
         windows: of the clip.
@@ -42,8 +45,8 @@ def blend(
     coefficients[:, 0] = 1
     basis = scene.points.new_zeros(size, count, 3)
     moving = ~static[0]
-    has, first, last = [], [], []
-    for i, (window, given) in enumerate(zip(windows, network, strict=True)):
+    parts = []
+    for window, given in zip(windows, network, strict=True):
         part, which = window.frames, window.which
         own = Scene(
             scene.rotation[:, part],
@@ -53,23 +56,24 @@ def blend(
         )
         seen = tracks[part][None, :, which].double()
         motion = fit_motion(own, given, seen, static[:, which], scale[:, which])
-        rows = slice(1 + bases * i, 1 + bases * (i + 1))
-        coefficients[part, rows] = motion.coefficients[0] * _fade(windows, i, scene.points)
-        basis[rows, which] = motion.basis[0] * moving[which, None]
-        points = compose(motion.basis, motion.coefficients)[0]
-        there = torch.zeros(count, dtype=torch.bool, device=tracks.device)
+        there = torch.zeros_like(moving)
         there[which] = moving[which]
-        has.append(there)
-        for ends, at in ((first, 0), (last, -1)):
-            place = torch.zeros_like(basis[0])
-            place[which] = points[at]
-            ends.append(place)
-    _hold(basis, bases, has, first, last)
-    # Where a moving track is on the whole: the mean over the windows that have it.
-    rows = torch.arange(len(windows), device=tracks.device) * bases + 1
-    middle = basis[rows].mean(0)
+        whole = scene.points.new_zeros(bases, count, 3)
+        whole[:, which] = motion.basis[0] * moving[which, None]
+        parts.append(_Moving(part, motion.coefficients[0], whole, there))
+    for i in range(1, len(parts)):
+        parts[i] = _carry(parts[i - 1], parts[i], parts[i - 1].frames.stop - 1)
+    for i in reversed(range(len(parts) - 1)):
+        parts[i] = _carry(parts[i + 1], parts[i], parts[i + 1].frames.start)
+
+    # Where a moving track is on the whole: the mean over the windows.
+    middle = torch.stack([part.basis[0] for part in parts]).mean(0)
     basis[0] = torch.where(moving[:, None], middle, scene.points[0])
-    basis[rows] -= moving[:, None] * middle
+    for i, part in enumerate(parts):
+        rows = slice(1 + bases * i, 1 + bases * (i + 1))
+        coefficients[part.frames, rows] = part.coefficients * _fade(windows, i, scene.points)
+        basis[rows] = part.basis
+        basis[rows.start] -= moving[:, None] * middle
 
     basis, coefficients = basis.float()[None], coefficients.float()[None]
     rotation, position = scene.rotation.float(), scene.position.float()
@@ -103,18 +107,38 @@ def _fade(windows: Sequence[Window], i: int, like: Tensor) -> Tensor:
     return weight.clamp(0, 1)[:, None]
 
 
-def _hold(
-    basis: Tensor, bases: int, has: list[Tensor], first: list[Tensor], last: list[Tensor]
-) -> None:
-    """Let moving tracks stay, in windows without them, where the nearest window leaves them."""
-    order = range(len(has))
-    for i in order:
-        missing = torch.stack(has).any(0) & ~has[i]
-        for distance in range(1, len(has)):
-            for j, ends in ((i - distance, last), (i + distance, first)):
-                if 0 <= j < len(has):
-                    take = missing & has[j]
-                    basis[1 + bases * i, take] = ends[j][take]
-                    missing = missing & ~take
-            if not missing.any():
-                break
+class _Moving(NamedTuple):
+    """What moves in one window, for all N tracks of the clip; 0 where the window has none."""
+
+    frames: slice
+    coefficients: Tensor  # (L, K)
+    basis: Tensor  # (K, N, 3)
+    has: Tensor  # (N,) bool
+
+    def at(self, frame: int) -> Tensor:
+        """All tracks (N, 3) in one of the clip's frames."""
+        return compose(self.basis[None], self.coefficients[None, frame - self.frames.start, None])[
+            0, 0
+        ]
+
+
+def _carry(source: _Moving, target: _Moving, frame: int) -> _Moving:
+    """The target with the tracks that only the source has.
+
+    From a frame of both on they move as those tracks of both that are nearest to them there.
+    """
+    missing = torch.nonzero(source.has & ~target.has)[:, 0]
+    if not len(missing):
+        return target
+    both = torch.nonzero(source.has & target.has)[:, 0]
+    here = source.at(frame)
+    basis = target.basis.clone()
+    if len(both):
+        distance = torch.cdist(here[missing], here[both])
+        near, guide = distance.topk(min(_GUIDES, len(both)), largest=False)
+        weight = 1 / (near + 1e-3 * near.mean() + 1e-12)
+        weight = weight / weight.sum(1, keepdim=True)
+        basis[1:, missing] = (weight[..., None] * target.basis[1:, both[guide]]).sum(2)
+    moved = target._replace(basis=basis).at(frame)
+    basis[0, missing] += here[missing] - moved[missing]
+    return target._replace(basis=basis, has=target.has | source.has)

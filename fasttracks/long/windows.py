@@ -9,8 +9,11 @@ from torch import Tensor
 from fasttracks.geometry import Prediction
 from fasttracks.inputs import hold
 
+LONGEST = 160  # frames of a clip that the network takes at once
 LENGTH, HOP = 50, 25  # frames of a window, and from one to the next
 LEAST_SEEN = 2  # frames of a window that a track is seen in to be shown to the network
+_FOCAL_WINDOWS, _FOCAL_TRACKS = 8, 128  # that tell the focal length
+_FEW = 8  # tracks of a window that sees none: the network needs something to look at
 
 Network = Callable[[Tensor], Prediction]
 
@@ -29,14 +32,19 @@ def spans(frames: int, length: int = LENGTH, hop: int = HOP) -> list[slice]:
     return [slice(i, min(i + length, frames)) for i in [*range(0, last, hop), last]]
 
 
-def seen_often(visibility: Tensor) -> Tensor:
-    """Numbers (n,) of the tracks that a window's visibility (L, N) tells enough of.
+def choose(visibility: Tensor, parts: list[slice]) -> list[Tensor]:
+    """Numbers (n,) of the tracks that each window is shown, by a clip's visibility (T, N).
 
-    Where there is none, those few that are seen most: the network needs something to look at.
+    Those seen in two of its frames or more. One that no window sees so often is shown to the one
+    that sees it most. Where a window would be left with none it takes the first few.
     """
-    count = (visibility > 0).sum(0)
-    often = torch.nonzero(count >= LEAST_SEEN)[:, 0]
-    return often if len(often) else count.topk(min(8, len(count))).indices.sort().values
+    counts = torch.stack([(visibility[part] > 0).sum(0) for part in parts])
+    shown = counts >= LEAST_SEEN
+    most = counts.argmax(0, keepdim=True)
+    shown.scatter_(0, most, True)
+    found = [torch.nonzero(row)[:, 0] for row in shown]
+    few = torch.arange(min(_FEW, counts.shape[1]), device=counts.device)
+    return [which if len(which) else few for which in found]
 
 
 def look(predict: Network, tracks: Tensor, size: int | None = None) -> list[Window]:
@@ -47,7 +55,7 @@ def look(predict: Network, tracks: Tensor, size: int | None = None) -> list[Wind
     """
     found = []
     parts = spans(len(tracks))
-    chosen = [seen_often(tracks[part, :, 2]) for part in parts]
+    chosen = choose(tracks[..., 2], parts)
     if size is not None:
         most = -(-max(map(len, chosen)) // size) * size
         chosen = [which[torch.arange(most, device=which.device) % len(which)] for which in chosen]
@@ -55,3 +63,21 @@ def look(predict: Network, tracks: Tensor, size: int | None = None) -> list[Wind
         inputs = hold(tracks[part][:, which])
         found.append(Window(part, which, predict(inputs[None])))
     return found
+
+
+def focal_correction(predict: Network, tracks: Tensor) -> Tensor:
+    """The factor () on the focal length that windows of tracks (T, N, 3) tell, in the median."""
+    parts = spans(len(tracks))
+    told = []
+    for part in parts[:: -(-len(parts) // _FOCAL_WINDOWS)]:
+        seen = (tracks[part, :, 2] > 0).sum(0)
+        best = seen.topk(min(_FOCAL_TRACKS, len(seen))).indices.sort().values
+        told.append(predict(hold(tracks[part][:, best])[None]).focal.mean())
+    return torch.stack(told).median()
+
+
+def shown(visibility: Tensor) -> int:
+    """How many positions of a clip's visibility (T, N) the network is shown, in all windows."""
+    parts = spans(len(visibility))
+    chosen = choose(visibility, parts)
+    return sum((p.stop - p.start) * len(which) for p, which in zip(parts, chosen, strict=True))
