@@ -22,6 +22,7 @@ FLOORS = [
     {"long"},
     {"pipeline", "video"},
     {"trackers", "evaluation", "performance"},
+    {"stream"},
     {"env"},
     {"scenes"},
     {"training"},

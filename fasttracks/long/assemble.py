@@ -44,6 +44,7 @@ from fasttracks.refine.bundle import (
 from fasttracks.refine.cameras import Evidence, Scene
 
 _ROUNDS, _ITERATIONS = 6, 4
+_FRAMES_AT_ONCE = 256
 _BUCKET = 64  # tracks, by which windows' sizes on a GPU differ
 
 
@@ -117,16 +118,27 @@ def place(windows: Sequence[Window], tracks: Tensor) -> list[Similarity]:
         frames = slice(after.frames.start, before.frames.stop)
         here, there = _common(after.which, before.which)
         visible = tracks[frames][:, after.which[here], 2].double()
-        weight = visible * sureness(after, tracks)[here] * sureness(before, tracks)[there]
-        fit = join(_shared(after, frames, here), _shared(before, frames, there), weight)
+        sure = (
+            sureness(w.prediction, tracks[w.frames][:, w.which, 2].double())[which]
+            for w, which in ((after, here), (before, there))
+        )
+        weight = visible * math.prod(sure)
+        fit = join(
+            _shared(after, frames, here),
+            _shared(before, frames, there),
+            weight,
+            weight.new_ones(len(weight)),
+        )
         placed.append(placed[-1].after(fit.similarity))
     return placed
 
 
-def sureness(window: Window, tracks: Tensor) -> Tensor:
-    """How surely each of a window's tracks stands still at a known distance: (n,), 0 to 1."""
-    p = window.prediction
-    visible = tracks[window.frames][:, window.which, 2].double()
+def sureness(prediction: Prediction, visible: Tensor) -> Tensor:
+    """How surely each track of one clip (B = 1) stands still at a known distance: (n,), 0 to 1.
+
+    visible (T, n).
+    """
+    p = prediction
     still = mobility_of(p.motion[0].double()) ** -MOBILITY_POWER
     spread = ray_spread(p.basis[0, 0].double(), p.position[0].double(), visible)
     return still * (spread / (spread + math.radians(LEAST))).square() + 1e-6 * still
@@ -262,11 +274,10 @@ def _evidence(scene: Scene, world: World, tracks: Tensor, known_focal: Tensor) -
 
 def _measure_depths(joint: Joint, scene: Scene, world: World) -> None:
     """Let expected depths have each frame's scale: windows' own scales are no evidence."""
-    for t in range(len(world.known)):
-        camera = to_camera(
-            scene.points[:, None], scene.rotation[:, t, None], scene.position[:, t, None]
-        )
-        log = camera[0, 0, :, 2].clamp(min=MIN_DEPTH).log() - world.log_depth[t]
-        weight = joint.evidence.weight[0, t] * world.known[t]
-        off = weighted_median(log, weight.double())
-        joint.evidence.log_depth[0, t] = (world.log_depth[t] + off).float()
+    for begin in range(0, len(world.known), _FRAMES_AT_ONCE):
+        part = slice(begin, begin + _FRAMES_AT_ONCE)
+        camera = to_camera(scene.points[:, None], scene.rotation[:, part], scene.position[:, part])
+        log = camera[0, ..., 2].clamp(min=MIN_DEPTH).log() - world.log_depth[part]
+        weight = joint.evidence.weight[0, part] * world.known[part]
+        off = weighted_median(log, weight.double())[:, None]
+        joint.evidence.log_depth[0, part] = (world.log_depth[part] + off).float()

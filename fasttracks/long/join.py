@@ -5,10 +5,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fasttracks.geometry import rotation_angle, to_camera
+from fasttracks.geometry import rotation_from_6d, to_camera
 
-LEAST_SHARED = 8  # still points seen in shared frames that tell the scale
-_ROUNDS = 10
+LEAST_SHARED = 8  # still points seen in shared frames that tell the scale, each with a
+LEAST_SURE = 0.01  # weight of more than this
+_ROUNDS, _POLAR = 4, 4
 
 
 class Similarity(NamedTuple):
@@ -45,66 +46,83 @@ class Fit(NamedTuple):
     residual: Tensor  # () median distance of these after it, over their depth
 
 
-def join(source: Shared, target: Shared, weight: Tensor) -> Fit:
-    """The similarity that brings `source` to `target`, robustly.
+def join(
+    source: Shared, target: Shared, weight: Tensor, frame_weight: Tensor, held: Tensor | None = None
+) -> Fit:
+    """The similarity that brings `source` to `target`, robustly. Waits for no device.
 
-    weight (L, n): of each point in each frame, 0 where it is not seen: by how sure it stands still
-    and how surely its depth is known. Orientations tell the rotation. Depths in the shared frames
-    tell the scale, by their ratio's weighted median; where they are fewer than `LEAST_SHARED` the
-    scale is 1. Camera centres and points tell the shift, by their geometric median.
+    Orientations tell the rotation. Depths in the shared frames tell the scale, by their ratio's
+    weighted median. Camera centres and points tell the shift, by their geometric median.
+
+    Args:
+        source: what is to be moved.
+        target: where to.
+        weight: (L, n) of each point in each frame, 0 where it is not seen: by how sure it stands
+            still and how surely its depth is known.
+        frame_weight: (L,) of the cameras.
+        held: the logarithm () of the scale where too few points tell it; None: 0.
     """
-    rotation = _mean_rotation(target.rotation @ source.rotation.mT)
+    rotation = _mean_rotation(target.rotation @ source.rotation.mT, frame_weight)
     here, there = (
         to_camera(s.points[None, None], s.rotation[None], s.position[None])[0, ..., 2]
         for s in (source, target)
     )
     sure = torch.where((here > 0) & (there > 0), weight, 0.0)
-    ratio = (there.clamp(min=1e-6) / here.clamp(min=1e-6)).log()
-    count = (sure > 0).any(0).sum()
-    known = count >= LEAST_SHARED
-    scale = torch.where(known, weighted_median(ratio.flatten(), sure.flatten()).exp(), 1.0)
+    by_point = sure.sum(0)
+    share = sure / by_point.clamp(min=1e-12)
+    ratio = (share * (there.clamp(min=1e-6) / here.clamp(min=1e-6)).log()).sum(0)
+    count = (by_point > LEAST_SURE * len(sure)).sum()
+    log_scale = weighted_median(ratio, by_point)
+    other = torch.zeros_like(log_scale) if held is None else held
+    scale = torch.where(count >= LEAST_SHARED, log_scale, other).exp()
 
     centres = target.position - scale * source.position @ rotation.mT
     others = target.points - scale * source.points @ rotation.mT
-    by_point = sure.sum(0)
-    depth = (there * sure).sum(0) / by_point.clamp(min=1e-9)
-    # A camera's centre is as far off as its window's; a point's by about its depth's error.
-    share = by_point / by_point.sum().clamp(min=1e-9) / depth.clamp(min=1e-6)
-    share = share * depth.median() if len(depth) else share
-    weights = torch.cat([torch.full_like(centres[:, 0], 1 / len(centres)), share])
-    shift = _geometric_median(torch.cat([centres, others]), weights)
-    off = (others - shift).norm(dim=-1) / depth.clamp(min=1e-6)
+    depth = (share * there).sum(0).clamp(min=1e-6)
+    # A camera's centre is as far off as its window is; a point by about its depth's error.
+    firm = by_point / depth
+    halves = [w / w.sum().clamp(min=1e-12) for w in (frame_weight, firm)]
+    shift = _geometric_median(torch.cat([centres, others]), torch.cat(halves))
+    off = (others - shift).norm(dim=-1) / depth
     return Fit(Similarity(scale, rotation, shift), count, weighted_median(off, by_point))
 
 
 def weighted_median(values: Tensor, weight: Tensor) -> Tensor:
-    """The median () of values (n,) by weight (n,); 0 where there is no weight."""
-    order = values.argsort()
-    total = weight[order].cumsum(0)
-    if not len(values):
-        return values.new_zeros(())
-    index = torch.searchsorted(total, total[-1:] / 2).clamp(max=len(values) - 1)
-    return torch.where(total[-1] > 0, values[order[index]][0], 0.0)
+    """Medians (...) of values (..., n) by weight (..., n); 0 where there is no weight."""
+    if not values.shape[-1]:
+        return values.new_zeros(values.shape[:-1])
+    values, order = values.sort(dim=-1)
+    total = weight.gather(-1, order).cumsum(-1)
+    half = total[..., -1:] / 2
+    index = torch.searchsorted(total, half).clamp(max=values.shape[-1] - 1)
+    return torch.where(half > 0, values.gather(-1, index), 0.0)[..., 0]
 
 
-def _mean_rotation(rotations: Tensor) -> Tensor:
-    """A robust mean (3, 3) of rotations (L, 3, 3): chordal, those far off reweighted."""
-    weight = torch.ones_like(rotations[:, 0, 0])
-    mean = rotations[0]
+def nearest_rotation(matrix: Tensor) -> Tensor:
+    """Rotations (..., 3, 3) nearest to means of near ones: Newton's iteration for the polar part.
+
+    Higham, "Computing the Polar Decomposition – with Applications", 1986, without inverses. The
+    rows are made orthonormal at the end, whatever came in.
+    """
+    for _ in range(_POLAR):
+        matrix = 1.5 * matrix - 0.5 * matrix @ (matrix.mT @ matrix)
+    return rotation_from_6d(matrix[..., :2, :].flatten(-2))
+
+
+def _mean_rotation(rotations: Tensor, weight: Tensor) -> Tensor:
+    """A robust chordal mean (3, 3) of rotations (L, 3, 3): those far off count less."""
+    pull = weight
     for _ in range(_ROUNDS):
-        u, _, vt = torch.linalg.svd((weight[:, None, None] * rotations).sum(0))
-        flip = torch.ones_like(u[0])
-        flip[2] = torch.det(u @ vt).sign()
-        mean = u @ (flip[:, None] * vt)
-        angle = rotation_angle(mean.mT @ rotations)
-        weight = 1 / (angle + 1e-4)
+        share = pull / pull.sum().clamp(min=1e-12)
+        mean = nearest_rotation((share[:, None, None] * rotations).sum(0))
+        pull = weight / ((rotations - mean).square().sum((1, 2)).sqrt() + 1e-4)
     return mean
 
 
 def _geometric_median(points: Tensor, weight: Tensor) -> Tensor:
     """The place (3,) with the least weighted sum of distances to points (n, 3): Weiszfeld's."""
-    place = (weight[:, None] * points).sum(0) / weight.sum()
+    place = (weight[:, None] * points).sum(0) / weight.sum().clamp(min=1e-12)
     for _ in range(_ROUNDS):
         pull = weight / ((points - place).norm(dim=-1) + 1e-6)
-        place = (pull[:, None] * points).sum(0) / pull.sum()
+        place = (pull[:, None] * points).sum(0) / pull.sum().clamp(min=1e-12)
     return place

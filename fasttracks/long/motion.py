@@ -69,10 +69,11 @@ def blend(
     # Where a moving track is on the whole: the mean over the windows.
     middle = torch.stack([part.basis[0] for part in parts]).mean(0)
     basis[0] = torch.where(moving[:, None], middle, scene.points[0])
-    for i, part in enumerate(parts):
+    for i, own_part in enumerate(parts):
         rows = slice(1 + bases * i, 1 + bases * (i + 1))
-        coefficients[part.frames, rows] = part.coefficients * _fade(windows, i, scene.points)
-        basis[rows] = part.basis
+        fade = _fade(windows, i, scene.points)
+        coefficients[own_part.frames, rows] = own_part.coefficients * fade
+        basis[rows] = own_part.basis
         basis[rows.start] -= moving[:, None] * middle
 
     basis, coefficients = basis.float()[None], coefficients.float()[None]

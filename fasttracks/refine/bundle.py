@@ -92,7 +92,7 @@ def bundle(
     in the mean. float32 in and out; the best start is found in float32, and made accurate in
     float64. Finite whatever the tracks are.
     """
-    run = partial(replayed, _bundle) if has_kernels(tracks.device) else _bundle
+    run = partial(replayed, bundle_tensors) if has_kernels(tracks.device) else bundle_tensors
     *fields, before, after, kept, doubtful, gain, flat, static, thin, apart = run(
         *prediction, tracks, known_focal
     )
@@ -102,7 +102,7 @@ def bundle(
     return Prediction(*fields), Report(before, after, iterations, outcome)
 
 
-def _bundle(*inputs: Tensor) -> tuple[Tensor, ...]:
+def bundle_tensors(*inputs: Tensor) -> tuple[Tensor, ...]:
     """What `bundle` does, from and to tensors: a prediction's fields and how it went.
 
     That is the cost before and after, whether the input was kept, whether for want of static
