@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fasttracks.geometry import rotation_from_6d, to_camera
+from fasttracks.geometry import rotation_from_6d
 
 LEAST_SHARED = 8  # still points seen in shared frames that tell the scale, each with a
 LEAST_SURE = 0.01  # weight of more than this
@@ -43,7 +43,7 @@ class Fit(NamedTuple):
 
     similarity: Similarity
     points: Tensor  # () number of still points that tell the scale
-    residual: Tensor  # () median distance of these after it, over their depth
+    residual: Tensor  # () median distance of these after it, over that from the cameras
 
 
 def join(
@@ -51,8 +51,8 @@ def join(
 ) -> Fit:
     """The similarity that brings `source` to `target`, robustly. Waits for no device.
 
-    Orientations tell the rotation. Depths in the shared frames tell the scale, by their ratio's
-    weighted median. Camera centres and points tell the shift, by their geometric median.
+    Orientations tell the rotation. Distances of points from cameras tell the scale, by their
+    ratio's weighted median. Camera centres and points tell the shift, by their geometric median.
 
     Args:
         source: what is to be moved.
@@ -64,26 +64,24 @@ def join(
     """
     rotation = _mean_rotation(target.rotation @ source.rotation.mT, frame_weight)
     here, there = (
-        to_camera(s.points[None, None], s.rotation[None], s.position[None])[0, ..., 2]
-        for s in (source, target)
+        (s.points - s.position[:, None]).norm(dim=-1).clamp(min=1e-6) for s in (source, target)
     )
-    sure = torch.where((here > 0) & (there > 0), weight, 0.0)
-    by_point = sure.sum(0)
-    share = sure / by_point.clamp(min=1e-12)
-    ratio = (share * (there.clamp(min=1e-6) / here.clamp(min=1e-6)).log()).sum(0)
-    count = (by_point > LEAST_SURE * len(sure)).sum()
+    by_point = weight.sum(0)
+    share = weight / by_point.clamp(min=1e-12)
+    ratio = (share * (there / here).log()).sum(0)
+    count = (by_point > LEAST_SURE * len(weight)).sum()
     log_scale = weighted_median(ratio, by_point)
     other = torch.zeros_like(log_scale) if held is None else held
     scale = torch.where(count >= LEAST_SHARED, log_scale, other).exp()
 
     centres = target.position - scale * source.position @ rotation.mT
     others = target.points - scale * source.points @ rotation.mT
-    depth = (share * there).sum(0).clamp(min=1e-6)
-    # A camera's centre is as far off as its window is; a point by about its depth's error.
-    firm = by_point / depth
+    distance = (share * there).sum(0).clamp(min=1e-6)
+    # A camera's centre is as far off as its window is; a point by about a share of its distance.
+    firm = by_point / distance
     halves = [w / w.sum().clamp(min=1e-12) for w in (frame_weight, firm)]
     shift = _geometric_median(torch.cat([centres, others]), torch.cat(halves))
-    off = (others - shift).norm(dim=-1) / depth
+    off = (others - shift).norm(dim=-1) / distance
     return Fit(Similarity(scale, rotation, shift), count, weighted_median(off, by_point))
 
 
