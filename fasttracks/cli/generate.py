@@ -32,18 +32,19 @@ def generate(options: argparse.Namespace) -> None:
             variety=variety,
         )
         path = Path(options.output) / f"{options.kind}-{i:03}.npz"
-        save_clip(path, *_in_pixels(clip))
+        save_clip(path, *in_pixels(clip))
 
 
-def _in_pixels(clip: Clips) -> tuple[Tracks, Truth, np.ndarray]:
+def in_pixels(clip: Clips) -> tuple[Tracks, Truth, np.ndarray]:
     """Tracks in pixels, truth and true intrinsics (3, 3) of the first of a batch of clips."""
     pixels, focal = float(clip.pixels[0]), float(clip.focal[0])
-    width, height = np.rint(2 * clip.extent[0].numpy() * pixels).astype(int)
+    width, height = np.rint(2 * clip.extent[0].cpu().numpy() * pixels).astype(int)
     centre = np.array([width - 1, height - 1]) / 2
     camera = np.array([[pixels, 0, centre[0]], [0, pixels, centre[1]], [0, 0, 1]])
+    found = clip.tracks[0].cpu().numpy()
     tracks = Tracks(
-        clip.tracks[0, ..., :2].numpy() * pixels + centre,
-        clip.tracks[0, ..., 2].numpy(),
+        found[..., :2] * pixels + centre,
+        found[..., 2],
         camera if focal == 1 else None,
         (height, width),
     )
