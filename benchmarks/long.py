@@ -18,6 +18,7 @@ import resource
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -38,6 +39,7 @@ from fasttracks.network import TracksTo4D
 from fasttracks.scenes.generator import generate, seeded
 from fasttracks.scenes.held_out import kind
 from fasttracks.scenes.library import load as load_library
+from fasttracks.stream.stream import Update
 from fasttracks.tracks import Tracks, normalise
 
 TRACKS_A_FRAME, MOST_TRACKS = 3, 4000  # of a clip
@@ -69,7 +71,7 @@ def main() -> None:
     # The first length leaves some of the time to the other.
     for count, frames, share in zip(options.clips, options.frames, (0.6, 1), strict=True):
         until = start + share * options.seconds
-        bench.part(f"{frames} frames", lambda n=count, t=frames, u=until: bench.accuracy(n, t, u))
+        bench.part(f"{frames} frames", partial(bench.accuracy, count, frames, until))
 
 
 class _Benchmark:
@@ -130,7 +132,7 @@ class _Benchmark:
         torch.compiler.set_stance("force_eager")  # compiling takes longer than a few clips do
         clip = generate(1, frames, count, library=library, generator=generator, variety=variety)
         tracks, truth, camera = in_pixels(clip)
-        truth = Truth(*(None if value is None else value.cpu() for value in truth))
+        truth = Truth(*(value.cpu() for value in truth if value is not None))
         points = truth.points_camera
         exact = points[..., :2] / points[..., 2:].clamp(min=1e-6)
         return tracks, truth._replace(tracks=exact, focal=torch.ones(1)), camera
@@ -252,7 +254,9 @@ class _Benchmark:
         points = np.stack(
             [x, draw.uniform(-2, 2, len(x)), draw.uniform(5, 9, len(x))], -1
         )  # about 256 of them within view at a time
-        milliseconds, kept, memory = [], [], []
+        milliseconds: list[float] = []
+        kept: list[Update] = []
+        memory = []
         for t in range(pushes + 60):
             seen = np.flatnonzero(np.abs(points[:, 0] - 0.02 * t) < 4)
             ahead = points[seen] - (0.02 * t, 0.05 * np.sin(0.1 * t), 0)
@@ -308,7 +312,8 @@ def _path(rotation: Tensor, position: Tensor, truth: Truth) -> dict[str, float]:
 
 
 def _medians(rows: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
-    ways = {way: [row[way] for row in rows if way in row] for way in rows[0]}
+    names = dict.fromkeys(way for row in rows for way in row)
+    ways = {way: [row[way] for row in rows if way in row] for way in names}
     return {
         way: {
             name: round(float(np.nanmedian([f.get(name, np.nan) for f in found])), 4)
