@@ -3,7 +3,8 @@
 import numpy as np
 
 _CELLS = 8  # of the image, each way, that tracks are spread over
-_CROWD = 3  # tracks in a cell that may lose one to a newborn in an empty cell
+_CROWD = 3  # tracks in a cell that may lose a young one to a newborn in an empty cell; twice as
+# many may lose any
 
 
 class Slots:
@@ -77,8 +78,8 @@ class Slots:
     def _admit(self, ids: np.ndarray, positions: np.ndarray) -> None:
         """Give slots to newborn tracks: first where fewest others are.
 
-        They take free slots, then those of tracks that are lost for longest, then those of the
-        youngest tracks where these crowd.
+        They take free slots, then those of tracks that are lost for longest, then, for cells
+        without any track, those of the youngest tracks where these crowd.
         """
         if not len(ids):
             return
@@ -108,8 +109,10 @@ class Slots:
             empty = int((crowd[cell[order[len(places) :]]] == 0).sum())
             there = cells(self.window[-1, alive, :2])
             age = self.window[:, alive, 2].sum(0)
-            crowded = alive[np.argsort(age, kind="stable")]
-            crowded = crowded[(crowd[there] >= _CROWD)[np.argsort(age, kind="stable")]]
+            spare = (crowd[there] >= _CROWD) & (age < len(self.window) / 2)
+            spare |= crowd[there] >= 2 * _CROWD
+            order_of_age = np.argsort(age, kind="stable")
+            crowded = alive[order_of_age][spare[order_of_age]]
             places = np.concatenate([places, crowded[:empty]])
         self._free(places[self.ids[places] >= 0])
         for number, slot in zip(order, places, strict=False):
