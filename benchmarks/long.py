@@ -8,8 +8,8 @@ transform from the middle shared frame, scale 1, rotations averaged. Medians ove
 Latency: pushes of 256 tracks into a window of 50, hop 1, in milliseconds; memory over 10,000
 pushes; whether a replay is bit-identical.
 
-Each part is kept as it is done, and says so if it failed. For a CPU
-`--clips 1 1 --frames 170 300 --pushes 50` is enough.
+Each part is kept as it is done, and says so if it failed. On a CPU
+`--clips 1 0 --pushes 9 --frames 170 0 --window 12 --slots 32` tells whether it runs.
 """
 
 import argparse
@@ -57,6 +57,8 @@ def main() -> None:
     parser.add_argument("--clips", type=int, nargs=2, default=(12, 6), help="of each length")
     parser.add_argument("--frames", type=int, nargs=2, default=(400, 2000))
     parser.add_argument("--pushes", type=int, default=10_000)
+    parser.add_argument("--window", type=int, default=50, help="of a stream, in frames")
+    parser.add_argument("--slots", type=int, default=256, help="of a stream, for tracks")
     parser.add_argument("--model", default="base")
     parser.add_argument(
         "--seconds", type=float, default=190, help="begin no more clips after these"
@@ -167,7 +169,13 @@ class _Benchmark:
         hop = 1 if refine == "none" and self.device == "cuda" else 5
         known = None if tracks.intrinsics is None else tracks.intrinsics[0]
         stream = fasttracks.Stream(
-            self.model, 50, hop, 256, intrinsics=known, image_size=tracks.image_size, refine=refine
+            self.model,
+            self.options.window,
+            hop,
+            self.options.slots,
+            intrinsics=known,
+            image_size=tracks.image_size,
+            refine=refine,
         )
         final, resets = [], 0
         assert tracks.visibility is not None
@@ -246,7 +254,7 @@ class _Benchmark:
     def _pushes(self, pushes: int, refine: str, keep: int) -> dict[str, Any]:
         """A walk past still points, 256 seen at a time, pushed frame by frame."""
         stream = fasttracks.Stream(
-            self.model, 50, 1, 256, intrinsics=[[500, 0, 320], [0, 500, 240], [0, 0, 1]],
+            self.model, self.options.window, 1, self.options.slots, intrinsics=[[500, 0, 320], [0, 500, 240], [0, 0, 1]],
             refine=refine,
         )  # fmt: skip
         draw = np.random.default_rng(0)

@@ -43,6 +43,7 @@ from fasttracks.refine.bundle import (
 )
 from fasttracks.refine.cameras import Evidence, Scene
 
+TOGETHER = 3000  # frames that are adjusted together, whose system has 2.6 GB
 _ROUNDS, _ITERATIONS = 6, 4
 _FRAMES_AT_ONCE = 256
 _BUCKET = 64  # tracks, by which windows' sizes on a GPU differ
@@ -100,11 +101,13 @@ def _one(
     outcome = None
     mobility = world.mobility[None].double()
     seen = tracks[..., 2].sum(0)[None]
-    if refine:
+    scale = world.gamma[None].double()
+    together = refine and len(tracks) <= TOGETHER
+    if together:
         scene, scale, outcome = _adjusted(scene, world, tracks, known)
-    else:
-        scale = world.gamma[None].double()
-    static = (scale * mobility < STATIC_SCALE) if refine else mobility < 2
+    elif refine:
+        outcome = f"over {TOGETHER} frames, windows were adjusted each on its own"
+    static = (scale * mobility < STATIC_SCALE) if together else mobility < 2
     static = static & (seen >= STATIC_FRAMES) & world.known.any(0)
     return blend(windows, network, scene, tracks, static, scale, world.gamma), outcome
 
