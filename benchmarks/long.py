@@ -253,10 +253,9 @@ class _Benchmark:
 
     def _pushes(self, pushes: int, refine: str, keep: int) -> dict[str, Any]:
         """A walk past still points, 256 seen at a time, pushed frame by frame."""
-        stream = fasttracks.Stream(
-            self.model, self.options.window, 1, self.options.slots, intrinsics=[[500, 0, 320], [0, 500, 240], [0, 0, 1]],
-            refine=refine,
-        )  # fmt: skip
+        window, slots = self.options.window, self.options.slots
+        camera = [[500, 0, 320], [0, 500, 240], [0, 0, 1]]
+        stream = fasttracks.Stream(self.model, window, 1, slots, intrinsics=camera, refine=refine)
         draw = np.random.default_rng(0)
         x = np.linspace(-4, 0.02 * pushes + 4, 32 * (round(0.02 * pushes) + 8))
         points = np.stack(
@@ -276,7 +275,7 @@ class _Benchmark:
                 milliseconds.append(1e3 * (time.perf_counter() - begin))
             if update and len(kept) < keep:
                 kept.append(update)
-            if t % max(pushes // 10, 1) == 0:
+            if t % ((pushes + 60) // 10) == 0:
                 memory.append(_memory(self.device))
         quantile = {f"p{q}": round(float(np.percentile(milliseconds, q)), 3) for q in (50, 95, 99)}
         return {

@@ -177,7 +177,7 @@ def long_clip():
     positions = positions + 3e-4 * torch.randn(positions.shape, generator=g, **DOUBLE)
     tracks = torch.cat([positions[0], visibility[..., None]], -1).float()
     parts = spans(120)
-    windows = iter(list(zip(parts, choose(visibility, parts), strict=True)) * 2)
+    windows = iter(list(zip(parts, choose(visibility, parts), strict=True)) * 3)
 
     def network(inputs):
         part, which = next(windows)
@@ -222,6 +222,15 @@ def test_long_clips_are_joined_and_then_adjusted(long_clip):
     seen = tracks[None, ..., 2] > 0
     error = (refined.projection - tracks[None, ..., :2]).norm(dim=-1)[seen]
     assert error.median() < 1e-3
+
+
+def test_what_is_too_long_for_one_system_is_said(long_clip, monkeypatch):
+    truth, tracks, network = long_clip
+    monkeypatch.setattr(assemble, "TOGETHER", 100)
+    known = torch.ones(1, dtype=torch.bool)
+    joined, [outcome] = assemble.predict(network, tracks[None], known, refine=True)
+    assert outcome == "over 100 frames, windows were adjusted each on its own"
+    assert path_error(joined, truth) < 3
 
 
 def test_reconstruct_takes_any_length():

@@ -233,3 +233,46 @@ def test_slots_keep_long_lived_tracks_and_let_newborns_in():
 
 def test_stream_is_a_public_name():
     assert fasttracks.Stream is Stream
+
+
+def texture(width=240, height=160):
+    """A wide image with corners everywhere, to be looked at through a window."""
+    import cv2
+
+    noise = np.random.default_rng(0).uniform(0, 255, (height, width, 3)).astype(np.float32)
+    image = cv2.GaussianBlur(noise, (0, 0), 2)
+    return ((image - image.min()) / np.ptp(image) * 255).astype(np.uint8)
+
+
+def test_online_klt_follows_a_pan_and_forgets():
+    from fasttracks.trackers.online import OnlineKLT
+
+    wide = texture()
+    tracker = OnlineKLT(60)
+    born, frames, off = {}, 30, []
+    for t in range(frames):
+        ids, positions = tracker.push(wide[:, 3 * t : 3 * t + 120])
+        assert len(ids) == len(set(ids)) == len(positions)
+        assert len(ids) >= 30
+        for number, (x, y) in zip(ids, positions, strict=True):
+            home = born.setdefault(number, (x + 3 * t, y))
+            off.append(np.hypot(x + 3 * t - home[0], y - home[1]))
+    assert np.median(off) < 0.2
+    assert np.mean(np.array(off) > 2) < 0.02
+    assert len(born) > 60
+    assert len(tracker._ids) < 60 * 4
+    with pytest.raises(InputError, match="image: expected \\(160, 120, 3\\) as before"):
+        tracker.push(wide)
+    with pytest.raises(InputError, match="uint8"):
+        tracker.push(wide[:, :120].astype(float))
+
+
+def test_push_frame_is_a_tracker_and_a_push():
+    wide = texture()
+    stream = tiny_stream(intrinsics=[[120, 0, 60], [0, 120, 80], [0, 0, 1]])
+    updates = [stream.push_frame(wide[:, 2 * t : 2 * t + 120], t / 30) for t in range(WINDOW + 3)]
+    assert [u is None for u in updates] == [True] * (WINDOW - 1) + [False] * 4
+    assert updates[-1].visible.sum() > 10
+    finite([u for u in updates if u], stream.finish())
+    with pytest.raises(InputError, match="time"):
+        stream.push_frame(wide[:, :120], 0.0)

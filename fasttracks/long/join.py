@@ -111,10 +111,9 @@ def _mean_rotation(rotations: Tensor, weight: Tensor) -> Tensor:
     """A robust chordal mean (3, 3) of rotations (L, 3, 3): those far off count less."""
     pull = weight
     for _ in range(_ROUNDS):
-        share = pull / pull.sum().clamp(min=1e-12)
-        mean = nearest_rotation((share[:, None, None] * rotations).sum(0))
+        mean = (pull[:, None, None] * rotations).sum(0) / pull.sum().clamp(min=1e-12)
         pull = weight / ((rotations - mean).square().sum((1, 2)).sqrt() + 1e-4)
-    return mean
+    return nearest_rotation(mean)
 
 
 def _geometric_median(points: Tensor, weight: Tensor) -> Tensor:

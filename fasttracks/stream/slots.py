@@ -38,7 +38,7 @@ class Slots:
 
     def linked(self, ids: np.ndarray) -> int:
         """How many of the tracks (n,) have been seen in the window."""
-        return sum(int(i) in self._slot for i in ids)
+        return sum(map(self._slot.__contains__, ids.tolist()))
 
     def push(self, ids: np.ndarray, positions: np.ndarray) -> None:
         """Add a frame: the tracks (n,) that are seen in it, where (n, 2)."""
@@ -47,7 +47,7 @@ class Slots:
         self.frames += 1
         gone = np.flatnonzero((self.ids >= 0) & ~self.window[:, :, 2].any(0))
         self._free(gone)
-        slots = np.array([self._slot.get(int(i), -1) for i in ids], np.int64)
+        slots = np.array([self._slot.get(i, -1) for i in ids.tolist()], np.int64)
         known = slots >= 0
         self.window[-1, slots[known], :2] = positions[known]
         self.window[-1, slots[known], 2] = 1

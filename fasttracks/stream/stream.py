@@ -13,6 +13,7 @@ from fasttracks.inputs import hold
 from fasttracks.network import TracksTo4D
 from fasttracks.stream.slots import Slots
 from fasttracks.stream.world import Seen, World
+from fasttracks.trackers.online import OnlineKLT
 from fasttracks.tracks import check_image_size
 from fasttracks.weights import load
 
@@ -127,6 +128,7 @@ class Stream:
         self._last_times, self._last_first = self._times, 0
         self._pending: list[Final] = []
         self._reason: str | None = None
+        self._tracker: OnlineKLT | None = None
 
     def push(
         self, ids: Any, positions: Any, visibility: Any = None, time: float | None = None
@@ -167,6 +169,17 @@ class Stream:
         if not self._settled:
             self._settle()
         return self._look()
+
+    def push_frame(self, image: np.ndarray, time: float | None = None) -> Update | None:
+        """Add the next frame as an image, whose points the stream's own KLT follows.
+
+        image (H, W, 3) uint8 RGB, always of one size, in whose pixels the intrinsics are; the rest
+        is as in `push`. Frames are either all pushed so or none.
+        """
+        if self._tracker is None:
+            self._tracker = OnlineKLT(len(self._slots.ids))
+        time = self._check_time(time)  # before the tracker takes the frame
+        return self.push(*self._tracker.push(image), time=time)
 
     def finish(self) -> list[Final]:
         """Cameras of the frames that are still in the window; the stream begins anew after it."""
