@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fasttracks.network import TracksTo4D
     from fasttracks.pipeline import reconstruct
     from fasttracks.reconstruction import Reconstruction
+    from fasttracks.stream.stream import Stream
     from fasttracks.trackers import track
     from fasttracks.tracks import Tracks
     from fasttracks.weights import load
@@ -25,6 +26,7 @@ __all__ = [
     "Engine",
     "InputError",
     "Reconstruction",
+    "Stream",
     "Tracks",
     "TracksTo4D",
     "load",
@@ -37,6 +39,7 @@ _HOME = {
     "Engine": "engine",
     "InputError": "errors",
     "Reconstruction": "reconstruction",
+    "Stream": "stream.stream",
     "Tracks": "tracks",
     "TracksTo4D": "network",
     "load": "weights",

@@ -15,6 +15,7 @@ from torch import Tensor
 from fasttracks.engine import Engine
 from fasttracks.errors import InputError
 from fasttracks.geometry import Prediction
+from fasttracks.long.windows import LONGEST, focal_correction
 from fasttracks.network import TracksTo4D
 from fasttracks.plausible import check
 from fasttracks.reconstruction import Reconstruction
@@ -178,6 +179,10 @@ def _focal_correction(run: TracksTo4D | Engine, inputs: Tensor) -> Tensor:
     What it then sees through the corrected ones is closer to what it was trained on than what it
     says of a lens while guessing it.
     """
+    if inputs.shape[1] > LONGEST:
+        with torch.no_grad():
+            each = torch.stack([focal_correction(run, clip) for clip in inputs])
+        return each.clamp(0.1, 10).to(inputs.dtype)
     some = inputs[:, :, :: -(-inputs.shape[2] // _FOCAL_TRACKS)].contiguous()
     with torch.no_grad():
         return run(some).focal.mean(1).clamp(0.1, 10).to(inputs.dtype)
@@ -192,6 +197,10 @@ def _predict(
 
         prediction, tuning = finetune(run.model if isinstance(run, Engine) else run, inputs)
         return prediction, tuning.outcome
+    if inputs.shape[1] > LONGEST:
+        from fasttracks.long.assemble import predict
+
+        return predict(run, inputs, known_focal, refine == "bundle")
     with torch.no_grad():
         prediction = run(inputs)
         if refine == "none":

@@ -52,7 +52,8 @@ class ReconstructionData(Generic[ArrayT]):
         intrinsics: (T, 3, 3) pixels, after any correction by the model.
         reprojection: (T, N, 2) pixels.
         basis: (K, N, 3) and coefficients (T, K): points = coefficients · basis.
-            basis[0] is the static scene, coefficients[:, 0] is 1.
+            basis[0] is the static scene, coefficients[:, 0] is 1. Each window of a long clip has
+            bases of its own.
         motion: (N,) γ, in radians about how far a point's track is from any static point's, as the
             network sees it and, after bundle adjustment, as was found.
         tracks: (T, N, 2) pixels and visibility (T, N) bool, as they were used.

@@ -179,6 +179,15 @@ def test_info_of_each_kind_of_file(tracks_file, capsys):
     assert "no file nosuch, nor a shipped model" in fails(["info", "nosuch"], capsys)
 
 
+def test_track_says_what_it_leaves_out(capsys):
+    from test_video import write_video
+
+    write_video(Path("clip.mp4"), count=12, size=(96, 128))
+    for frames, left in (("5", True), ("12", False)):
+        assert main(["track", "clip.mp4", "--frames", frames, "--force"]) == 0
+        assert ("left out what follows" in capsys.readouterr().out) is left
+
+
 def test_completion(capsys):
     for shell in ("bash", "zsh", "fish"):
         assert main(["completion", shell]) == 0

@@ -28,7 +28,7 @@ import fasttracks
 from fasttracks.evaluation.metrics import Estimate, metrics
 from fasttracks.geometry import Prediction, exponential, logarithm
 from fasttracks.refine.bundle import bundle, likelihood
-from fasttracks.refine.cameras import Scene, _dense, adjust, cost, moved, normal_equations, solve
+from fasttracks.refine.cameras import Scene, adjust, cost, dense, moved, normal_equations, solve
 from fasttracks.refine.finetune import finetune
 from fasttracks.refine.positive_definite import solve_chain
 
@@ -73,7 +73,7 @@ def test_normal_equations_are_half_the_second_derivatives_where_nothing_is_left(
         lambda *step: cost(moved(truth, *step), e)[0], zero
     )
     scale = normal.cameras.abs().max()
-    assert torch.allclose(_dense(normal)[0], cc[0, :, 0] / 2, atol=1e-9 * scale)
+    assert torch.allclose(dense(normal)[0], cc[0, :, 0] / 2, atol=1e-9 * scale)
     assert torch.allclose(normal.mixed[0], cp[0, :, 0] / 2, atol=1e-9 * scale)
     blocks = pp[0, :, :, 0].diagonal(dim1=0, dim2=2).permute(2, 0, 1)
     assert torch.allclose(normal.points[0], blocks / 2, atol=1e-9 * scale)

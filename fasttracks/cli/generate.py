@@ -13,15 +13,17 @@ from fasttracks.evaluation.metrics import Truth
 from fasttracks.files import as_path
 from fasttracks.scenes.generator import Clips, seeded
 from fasttracks.scenes.generator import generate as generate_clips
-from fasttracks.scenes.held_out import VALIDATION
+from fasttracks.scenes.held_out import VALIDATION, kind
 from fasttracks.scenes.library import load as load_library
 from fasttracks.tracks import Tracks
 
 
 def generate(options: argparse.Namespace) -> None:
     """Write clips of one kind, from creatures, recordings and camera paths kept from training."""
-    if options.kind not in VALIDATION:
-        raise InputError(f"--kind: expected one of {', '.join(VALIDATION)}, found {options.kind!r}")
+    variety = kind(options.kind, options.frames)
+    if variety is None:
+        known = ", ".join([*VALIDATION, "long"])
+        raise InputError(f"--kind: expected one of {known}, found {options.kind!r}")
     for name, least in (("clips", 1), ("frames", 2), ("tracks", 1)):
         value = getattr(options, name)
         if value < least:
@@ -38,22 +40,23 @@ def generate(options: argparse.Namespace) -> None:
             options.tracks,
             library=library,
             generator=seeded((options.seed << 32) + i, library.split, "cpu"),
-            variety=VALIDATION[options.kind],
+            variety=variety,
         )
-        save_clip(folder / f"{options.kind}-{i:03}.npz", *_in_pixels(clip))
+        save_clip(folder / f"{options.kind}-{i:03}.npz", *in_pixels(clip))
     count = f"{options.clips} clips" if options.clips > 1 else "1 clip"
     say(f"wrote {count} to {folder}; judge a model on them by 'fasttracks evaluate {folder}'")
 
 
-def _in_pixels(clip: Clips) -> tuple[Tracks, Truth, np.ndarray]:
+def in_pixels(clip: Clips) -> tuple[Tracks, Truth, np.ndarray]:
     """Tracks in pixels, truth and true intrinsics (3, 3) of the first of a batch of clips."""
     pixels, focal = float(clip.pixels[0]), float(clip.focal[0])
-    width, height = np.rint(2 * clip.extent[0].numpy() * pixels).astype(int)
+    width, height = np.rint(2 * clip.extent[0].cpu().numpy() * pixels).astype(int)
     centre = np.array([width - 1, height - 1]) / 2
     camera = np.array([[pixels, 0, centre[0]], [0, pixels, centre[1]], [0, 0, 1]])
+    found = clip.tracks[0].cpu().numpy()
     tracks = Tracks(
-        clip.tracks[0, ..., :2].numpy() * pixels + centre,
-        clip.tracks[0, ..., 2].numpy(),
+        found[..., :2] * pixels + centre,
+        found[..., 2],
         camera if focal == 1 else None,
         (height, width),
     )

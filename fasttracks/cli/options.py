@@ -160,7 +160,7 @@ def _add_training(command: _Command) -> None:
     sub.add_argument(
         "--data", metavar="FOLDER", help="with mocap_cmu.npz and camera_paths.npz, if any"
     )
-    sub.add_argument("--kind", default="casual", help="all, casual, handheld")
+    sub.add_argument("--kind", default="casual", help="all, casual, handheld, walk, long")
     sub.add_argument("--clips", type=int, default=16)
     sub.add_argument("--frames", type=int, default=50)
     sub.add_argument("--tracks", type=int, default=256)

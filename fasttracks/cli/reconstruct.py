@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 import fasttracks
 from fasttracks.cli.console import (
@@ -25,6 +26,7 @@ from fasttracks.cli.console import (
 from fasttracks.errors import InputError
 from fasttracks.files import replacing
 from fasttracks.image_files import read_image
+from fasttracks.long.windows import LONGEST, shown
 from fasttracks.network import TracksTo4D
 from fasttracks.performance.sample import CLIP
 from fasttracks.reconstruction import Reconstruction
@@ -123,6 +125,10 @@ def _track(options: argparse.Namespace, tracker: Tracker) -> tuple[Tracks, Video
     count, height, width, _ = video.frames.shape
     span = f"{video.times[0]:.2f} to {video.times[-1]:.2f} s"
     say(f"  {count} frames of {width}×{height} px, {span}")
+    known = probe(options.input)
+    length = known["seconds"] or (known["frames"] or 0) / 25  # images are taken for 25 a second
+    if count == options.frames and length > video.times[-1] + 1.5 / video.fps:
+        say(f"  left out what follows, up to {length:.2f} s; --frames takes more")
     if options.mask is not None:
         whole = replace(whole, content=None)  # which the mask's pixels don't know of
     with stage(f"track ({options.tracker})"):
@@ -142,9 +148,12 @@ def _reconstruct(
     frames, count = tracks.tracks.shape[:2]
     if intrinsics is None and tracks.intrinsics is None and model.config.predicts_focal:
         count += min(count, 128)  # tracks that tell the focal length first
+    tokens = frames * count
+    if frames > LONGEST:
+        tokens = shown(torch.from_numpy(tracks.visibility))
     if options.refine == "finetune":
-        count = 0  # it shows its own progress
-    with stage("reconstruct"), progress(model, frames * count):
+        tokens = 0  # it shows its own progress
+    with stage("reconstruct"), progress(model, tokens):
         return fasttracks.reconstruct(
             tracks, model=model, intrinsics=intrinsics, refine=options.refine
         )

@@ -94,7 +94,7 @@ def bundle(
     is found. float32 in and out; the best start is found in float32, and made accurate in
     float64. Finite whatever the tracks are.
     """
-    run = partial(replayed, _bundle) if has_kernels(tracks.device) else _bundle
+    run = partial(replayed, bundle_tensors) if has_kernels(tracks.device) else bundle_tensors
     *fields, before, after, kept, doubtful, gain, flat, static, thin, apart = run(
         *prediction, tracks, known_focal
     )
@@ -104,7 +104,7 @@ def bundle(
     return Prediction(*fields), Report(before, after, iterations, outcome)
 
 
-def _bundle(*inputs: Tensor) -> tuple[Tensor, ...]:
+def bundle_tensors(*inputs: Tensor) -> tuple[Tensor, ...]:
     """What `bundle` does, from and to tensors: a prediction's fields and how it went.
 
     That is the cost before and after, whether the input was kept, whether for want of static
@@ -133,7 +133,7 @@ def _bundle(*inputs: Tensor) -> tuple[Tensor, ...]:
     before, after = (likelihood(s, problem.evidence) for s in (_double(network), scene))
     scale = problem.scale(scene)
     static = problem.static(scale)
-    motion = problem.motion(scene, given, static, scale)
+    motion = fit_motion(scene, given, tracks.double(), static, scale)
 
     focal = scene.log_focal.exp()[:, None].expand(given.focal.shape)
     cameras = [value.float() for value in (scene.rotation, scene.position, focal)]
@@ -146,7 +146,7 @@ def _bundle(*inputs: Tensor) -> tuple[Tensor, ...]:
         cameras[2],
         coefficients,
         basis,
-        _told(given.motion.to(scale.dtype), scale, static).float(),
+        told(given.motion.to(scale.dtype), scale, static).float(),
         points,
         points_camera,
         project(points_camera, cameras[2]),
@@ -182,7 +182,7 @@ def _outcome(
     return ", ".join(words)
 
 
-def _told(gamma: Tensor, scale: Tensor, static: Tensor) -> Tensor:
+def told(gamma: Tensor, scale: Tensor, static: Tensor) -> Tensor:
     """γ (B, N) by the network's and by the scale that was found, which err on different tracks.
 
     So what both say of a track, over what they say of static ones, counts more than the mean of
@@ -346,60 +346,65 @@ class _Problem(NamedTuple):
         across = (before[:, :-1] * after[:, 1:]).sum(2)
         return thin, (across < LEAST_SHARED).any(1)
 
-    def motion(self, scene: Scene, given: Prediction, static: Tensor, scale: Tensor) -> Motion:
-        """Low-rank points: static ones those of the scene, the others fitted to their tracks."""
-        e = self.evidence
-        frames, bases = given.coefficients.shape[1:]
-        focal = scene.log_focal.exp()[:, None]
-        # What moves is as far as the network says, in each frame's scale of the static points.
-        network = given.points_camera.to(focal.dtype)
-        depth = _in_front(network[..., 2])
-        still = to_camera(scene.points[:, None], scene.rotation, scene.position)[..., 2]
-        still = still.clamp(min=1e-3)
-        ratio = torch.where(
-            static[:, None] & (self.visibility > 0), (still / depth).log(), torch.nan
-        )
-        ratio = ratio.nanmedian(2, keepdim=True).values.nan_to_num()
-        log_depth = torch.where(static[:, None], still, depth * ratio.exp()).log()
-        zoom = focal[..., None, None]
-        guess = zoom * network[..., :2] / depth[..., None]
-        image = torch.where((self.visibility > 0)[..., None], e.positions, guess)
-        rays = torch.cat([image / zoom, torch.ones_like(depth[..., None])], -1)
-        camera = rays * log_depth.exp()[..., None]
-        points = camera @ scene.rotation.mT + scene.position[:, :, None]
-        points = torch.where(static[:, None, :, None], scene.points[:, None], points)
 
-        # Coefficients are the principal components of what moves.
-        components = principal(points, min(bases - 1, frames))
-        coefficients = torch.ones_like(given.coefficients, dtype=focal.dtype)
-        coefficients[..., 1:] = 0
-        coefficients[..., 1 : 1 + components.shape[-1]] = components * frames**0.5
-        ridge = 1e-3 * frames * torch.eye(bases, dtype=focal.dtype, device=focal.device)
-        basis = solve(
-            coefficients.mT @ coefficients + ridge, coefficients.mT @ points.flatten(2)
-        ).view(len(points), bases, -1, 3)
-        basis[:, 0] = torch.where(static[..., None], scene.points, basis[:, 0])
-        basis[:, 1:] = torch.where(static[:, None, :, None], 0.0, basis[:, 1:])
+def fit_motion(
+    scene: Scene, given: Prediction, tracks: Tensor, static: Tensor, scale: Tensor
+) -> Motion:
+    """Low-rank points before the scene's cameras: `static` (B, N) ones those of the scene, the
+    others fitted to their tracks (B, T, N, 3), as far away as `given` has them beside static ones.
 
-        middle = _median(log_depth).exp()[:, None]
-        reach = (3 * scale).clamp(0.02, 1.0) * middle
-        moves = (~static[:, None]).to(focal.dtype)
-        return adjust_motion(
-            Motion(coefficients, basis),
-            Sight(
-                scene.rotation,
-                scene.position,
-                focal.expand(-1, frames),
-                image,
-                moves * self.visibility.clamp(min=UNSEEN),
-                torch.full_like(reach, 2 * NOISE),
-                log_depth,
-                (moves / (frames * MOVING_DEPTH**2)).expand_as(log_depth),
-                reach,
-                (1 / (frames * (ACCELERATION * middle) ** 2)).expand(static.shape),
-            ),
-            _MOTION_ROUNDS,
-        )
+    scale (B, N) of each track's offsets from its static point.
+    """
+    positions, visibility = tracks[..., :2], tracks[..., 2]
+    frames, bases = given.coefficients.shape[1:]
+    focal = scene.log_focal.exp()[:, None]
+    # What moves is as far as the network says, in each frame's scale of the static points.
+    network = given.points_camera.to(focal.dtype)
+    depth = _in_front(network[..., 2])
+    still = to_camera(scene.points[:, None], scene.rotation, scene.position)[..., 2]
+    still = still.clamp(min=1e-3)
+    ratio = torch.where(static[:, None] & (visibility > 0), (still / depth).log(), torch.nan)
+    ratio = ratio.nanmedian(2, keepdim=True).values.nan_to_num()
+    log_depth = torch.where(static[:, None], still, depth * ratio.exp()).log()
+    zoom = focal[..., None, None]
+    guess = zoom * network[..., :2] / depth[..., None]
+    image = torch.where((visibility > 0)[..., None], positions, guess)
+    rays = torch.cat([image / zoom, torch.ones_like(depth[..., None])], -1)
+    camera = rays * log_depth.exp()[..., None]
+    points = camera @ scene.rotation.mT + scene.position[:, :, None]
+    points = torch.where(static[:, None, :, None], scene.points[:, None], points)
+
+    # Coefficients are the principal components of what moves.
+    components = principal(points, min(bases - 1, frames))
+    coefficients = torch.ones_like(given.coefficients, dtype=focal.dtype)
+    coefficients[..., 1:] = 0
+    coefficients[..., 1 : 1 + components.shape[-1]] = components * frames**0.5
+    ridge = 1e-3 * frames * torch.eye(bases, dtype=focal.dtype, device=focal.device)
+    basis = solve(coefficients.mT @ coefficients + ridge, coefficients.mT @ points.flatten(2)).view(
+        len(points), bases, -1, 3
+    )
+    basis[:, 0] = torch.where(static[..., None], scene.points, basis[:, 0])
+    basis[:, 1:] = torch.where(static[:, None, :, None], 0.0, basis[:, 1:])
+
+    middle = _median(log_depth).exp()[:, None]
+    reach = (3 * scale).clamp(0.02, 1.0) * middle
+    moves = (~static[:, None]).to(focal.dtype)
+    return adjust_motion(
+        Motion(coefficients, basis),
+        Sight(
+            scene.rotation,
+            scene.position,
+            focal.expand(-1, frames),
+            image,
+            moves * visibility.clamp(min=UNSEEN),
+            torch.full_like(reach, 2 * NOISE),
+            log_depth,
+            (moves / (frames * MOVING_DEPTH**2)).expand_as(log_depth),
+            reach,
+            (1 / (frames * (ACCELERATION * middle) ** 2)).expand(static.shape),
+        ),
+        _MOTION_ROUNDS,
+    )
 
 
 def fit_scale(scene: Scene, evidence: Evidence, scale: Tensor, iterations: int) -> Tensor:

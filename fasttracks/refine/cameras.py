@@ -165,40 +165,73 @@ def normal_equations(scene: Scene, evidence: Evidence) -> Normal:
     )
 
 
+class Reduced(NamedTuple):
+    """Normal equations whose points are eliminated, for the cameras' 6 T + 1 unknowns alone."""
+
+    system: Tensor  # (B, 6 T + 1, 6 T + 1)
+    right: Tensor  # (B, 6 T + 1)
+    points_inverse: Tensor  # (B, N, 3, 3) of the damped blocks of the points
+
+
 def solve(normal: Normal, focal_free: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
     """The damped step of the cameras (B, 6 T + 1) and of the points (B, N, 3).
 
     The first camera, and the focal length where it is not free, stay. The cameras or the points are
-    eliminated, whichever are more. Cameras are solved for in float64: nothing but the damping keeps
-    their system from being nearly singular.
+    eliminated, whichever are more.
     """
-    n, damp = normal, damping[:, None]
-    diagonal = n.points.diagonal(dim1=-2, dim2=-1)
-    floor = 1e-6 * diagonal.mean(2, keepdim=True) + 1e-12  # for tracks never seen, or once
-    V = n.points + torch.diag_embed(damp[..., None] * diagonal + floor)
-    V_inverse = _inverse3(V)
-    mixed = (n.mixed[..., None] * V_inverse[:, None]).sum(-2)
-
-    free = torch.ones_like(n.cameras_right, dtype=torch.float64)
+    n, own = normal, diagonal_of(normal)
+    free = torch.ones_like(own)
     free[:, :6] = 0
     free[:, -1] = focal_free
-    own = torch.cat([n.cameras.diagonal(dim1=-2, dim2=-1).flatten(1), n.focal[:, None]], 1)
-    # What is left of the diagonal without the points; a share of it makes up for rounding.
-    left = ((1 + damp) * own - (mixed * n.mixed).sum((2, 3))).double()
-    lift = damp * own + 1e-9 * left.clamp(min=1e-30)
-    if diagonal[0].numel() < own.shape[1]:
-        step, shift = _without_cameras(n, V, lift, free)
-        return step.to(V.dtype), shift.to(V.dtype)
+    damp = damping[:, None] * own
+    if n.points_right[0].numel() < own.shape[1]:
+        return _without_cameras(n, damp, free, damping)
+    reduced = eliminate(n, damping)
+    reduced.system.diagonal(dim1=-2, dim2=-1).add_(damp)
+    step = solve_cameras(reduced.system, reduced.right, free)
+    return step, points_step(n, reduced.points_inverse, step)
 
-    S = _dense(n) - mixed.flatten(2) @ n.mixed.flatten(2).mT + torch.diag_embed(lift)
+
+def eliminate(normal: Normal, damping: Tensor) -> Reduced:
+    """The Schur complement of the points, their blocks damped; the cameras' are not."""
+    n, V_inverse = normal, invert_points(normal, damping)
+    mixed = (n.mixed[..., None] * V_inverse[:, None]).sum(-2)
+    S = dense(n) - mixed.flatten(2) @ n.mixed.flatten(2).mT
     right = n.cameras_right - (mixed * n.points_right[:, None]).sum((2, 3))
-    S = S * (free[:, :, None] * free[:, None]) + torch.diag_embed(1 - free)
-    step = _solve_scaled(S, free * right).to(right.dtype)
-    back = n.points_right - (n.mixed * step[..., None, None]).sum(1)
-    return step, (V_inverse * back[..., None, :]).sum(-1)
+    return Reduced(S, right, V_inverse)
 
 
-def _dense(normal: Normal) -> Tensor:
+def invert_points(normal: Normal, damping: Tensor) -> Tensor:
+    """Inverses (B, N, 3, 3) of the damped blocks of the points."""
+    return _inverse3(_damped_points(normal, damping))
+
+
+def solve_cameras(system: Tensor, right: Tensor, free: Tensor) -> Tensor:
+    """The step (B, n) of unknowns, 0 where these are not `free` (B, n), of 1 and 0; NaN where the
+    system (B, n, n) is not positive definite. In float64: nothing but the damping keeps it from
+    being nearly singular. Overwrites a system of that type.
+    """
+    free = free.double()
+    S = system.double()
+    S.mul_(free[:, :, None]).mul_(free[:, None])
+    diagonal = S.diagonal(dim1=-2, dim2=-1)
+    diagonal.add_(1 - free)
+    # To a diagonal of 1, as the units of the unknowns differ.
+    unit = diagonal.clamp(min=1e-30).rsqrt()
+    S.mul_(unit[:, :, None]).mul_(unit[:, None])
+    diagonal.add_(1e-9)
+    factor, _ = torch.linalg.cholesky_ex(S)  # a failure gives NaN: a step that is not taken
+    step = torch.cholesky_solve((unit * free * right)[..., None], factor)[..., 0] * unit
+    return step.to(right.dtype)
+
+
+def points_step(normal: Normal, points_inverse: Tensor, step: Tensor) -> Tensor:
+    """The step of the points (B, N, 3) that goes with one of the cameras (B, 6 T + 1)."""
+    back = normal.points_right - (normal.mixed * step[..., None, None]).sum(1)
+    return (points_inverse * back[..., None, :]).sum(-1)
+
+
+def dense(normal: Normal) -> Tensor:
     """The cameras' system (B, 6 T + 1, 6 T + 1)."""
     n, frames = normal, normal.cameras.shape[1]
     S = n.mixed.new_zeros(len(n.mixed), 6 * frames + 1, 6 * frames + 1)
@@ -212,14 +245,21 @@ def _dense(normal: Normal) -> Tensor:
     return S
 
 
-def _without_cameras(n: Normal, V: Tensor, lift: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
+def _without_cameras(
+    normal: Normal, damp: Tensor, free: Tensor, damping: Tensor
+) -> tuple[Tensor, Tensor]:
     """The same step, in time that grows as T does: cameras touch their neighbours alone.
 
-    V (B, N, 3, 3) is the points' system; lift and free are (B, 6 T + 1). In float64.
+    damp (B, 6 T + 1) is added to the cameras' diagonal, damping (B,) as for the points. In float64.
     """
+    kind, n = normal.points.dtype, Normal(*(value.double() for value in normal))
     batch, frames = n.cameras.shape[:2]
-    n = Normal(*(value.double() for value in n))
-    lift = lift * free + 1 - free
+    V = _damped_points(n, damping.double())
+    mixed = (n.mixed[..., None] * _inverse3(V)[:, None]).sum(-2)
+    # Of the diagonal that would be left without the points, a share makes up for rounding.
+    left = diagonal_of(n) + damp - (mixed * n.mixed).sum((2, 3))
+    free = free.double()
+    lift = (damp + 1e-9 * left.clamp(min=1e-30)) * free + 1 - free
     loose, focal_free = free[:, :-1].view(batch, frames, 6, 1), free[:, -1:]
     cameras = loose * n.cameras * loose.mT
     cameras = cameras + torch.diag_embed(lift[:, :-1].view(batch, frames, 6))
@@ -230,24 +270,32 @@ def _without_cameras(n: Normal, V: Tensor, lift: Tensor, free: Tensor) -> tuple[
     sides = loose * torch.cat([by_focal, by_point, right], -1)
     solved = solve_chain(cameras, loose[:, :-1] * n.beside, sides).flatten(1, 2)
 
-    S = V.new_zeros(batch, sides.shape[-1] - 1, sides.shape[-1] - 1, dtype=torch.float64)
+    S = V.new_zeros(batch, sides.shape[-1] - 1, sides.shape[-1] - 1)
     S[:, 0, 0] = focal_free[:, 0] * n.focal + lift[:, -1]
     S[:, 0, 1:] = S[:, 1:, 0] = focal_free * n.mixed[:, -1].flatten(1)
     blocks = S[:, 1:, 1:].unflatten(1, (-1, 3)).unflatten(3, (-1, 3))
     blocks.diagonal(dim1=1, dim2=3).copy_(V.permute(0, 2, 3, 1))
     right = torch.cat([focal_free * n.cameras_right[:, -1:], n.points_right.flatten(1)], 1)
     taken = sides[..., :-1].flatten(1, 2).mT @ solved
-    found = _solve_scaled(S - taken[..., :-1], right - taken[..., -1])
-    step = solved[..., -1] - (solved[..., :-1] @ found[..., None])[..., 0]
-    return torch.cat([step, found[:, :1]], 1), found[:, 1:].unflatten(1, (-1, 3))
-
-
-def _solve_scaled(S: Tensor, right: Tensor) -> Tensor:
-    """Solutions (B, n), S scaled to a diagonal of 1, as the units of the unknowns differ."""
+    S, right = S - taken[..., :-1], right - taken[..., -1]
     unit = S.diagonal(dim1=-2, dim2=-1).clamp(min=1e-30).rsqrt()
     factor, _ = torch.linalg.cholesky_ex(S * (unit[:, :, None] * unit[:, None]))
-    # A failure gives NaN: a step that is not taken.
-    return torch.cholesky_solve((unit * right)[..., None], factor)[..., 0] * unit
+    found = torch.cholesky_solve((unit * right)[..., None], factor)[..., 0] * unit
+    step = solved[..., -1] - (solved[..., :-1] @ found[..., None])[..., 0]
+    step = torch.cat([step, found[:, :1]], 1)
+    return step.to(kind), found[:, 1:].unflatten(1, (-1, 3)).to(kind)
+
+
+def diagonal_of(normal: Normal) -> Tensor:
+    """Of the cameras' system, (B, 6 T + 1)."""
+    own = normal.cameras.diagonal(dim1=-2, dim2=-1).flatten(1)
+    return torch.cat([own, normal.focal[:, None]], 1)
+
+
+def _damped_points(normal: Normal, damping: Tensor) -> Tensor:
+    diagonal = normal.points.diagonal(dim1=-2, dim2=-1)
+    floor = 1e-6 * diagonal.mean(2, keepdim=True) + 1e-12  # for tracks never seen, or once
+    return normal.points + torch.diag_embed(damping[:, None, None] * diagonal + floor)
 
 
 def moved(scene: Scene, step: Tensor, shift: Tensor) -> Scene:

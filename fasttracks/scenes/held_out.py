@@ -7,7 +7,7 @@ from torch import Tensor
 from fasttracks.evaluation.metrics import Truth
 from fasttracks.scenes.generator import generate, seeded
 from fasttracks.scenes.library import Library
-from fasttracks.scenes.variety import ASSUMED_FOCAL, CASUAL, WALK, Variety
+from fasttracks.scenes.variety import ASSUMED_FOCAL, CASUAL, LONG, WALK, Variety
 
 # All that happens around a subject; casual clips; the hardest check of whether training carries
 # over: one subject, a known lens, recorded camera paths; and what people film while they walk.
@@ -20,7 +20,15 @@ VALIDATION = {
     "walk": WALK,
 }
 VALIDATION_FRAMES, VALIDATION_TRACKS = 50, 256
+_RATE = 30  # frames a second of a long take
 _AT_ONCE = 16  # clips of a validation batch
+
+
+def kind(name: str, frames: int) -> Variety | None:
+    """What clips of a kind vary in; "long" ones last as long as so many frames do."""
+    if name == "long":
+        return replace(LONG, span=(0.8 * frames / _RATE, 1.2 * frames / _RATE))
+    return VALIDATION.get(name)
 
 
 def validation(

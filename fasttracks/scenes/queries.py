@@ -15,7 +15,6 @@ from fasttracks.scenes.skeletons import BONES
 from fasttracks.scenes.variety import Variety
 
 _EVERY = 20  # frames between the grids of queries, as `trackers.grid_queries` starts them
-_GRIDS = 5
 _SUNK = 0.8  # of its radius, skin that is under the rounded cone on a line of sight
 _CELLS = 24  # of the finest grid, each way, or more where tracks are more
 
@@ -28,11 +27,11 @@ def place_queries(
     Most are cells of grids on a few frames, taken without repetition.
     """
     batch, frames = scene.position.shape[:2]
-    step = max(_EVERY, -(-frames // (_GRIDS - 1)))
+    step = max(_EVERY, -(-frames // (variety.grids - 1)))
     usual = constant(tuple(sorted({*range(0, frames, step), frames - 1})), draw.device)
     count = len(usual)
     # The usual grids; one on the first, the middle or any frame; or any frames.
-    plan = draw.pick((0.6, 0.08, 0.08, 0.08, 0.16), batch, 1)
+    plan = draw.pick(variety.starts, batch, 1)
     starts = draw.index(frames, batch, count)
     starts = torch.where(plan == 0, usual, starts)
     starts = torch.where(plan == 1, 0, starts)

@@ -1,5 +1,6 @@
 """Tracks as trackers deliver them: exact projections spoiled in the ways that trackers fail."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -63,6 +64,9 @@ def add_tracker_errors(
 
     if variety.bare[1] > 0 or variety.mortal[1] > 0:
         visibility = visibility & ~(klt & _dies(draw, variety, clip, texture))
+    if variety.lifetime < math.inf:
+        rate = draw.log_uniform((0.2, 5), clips, 1, tracks) / variety.lifetime
+        visibility = visibility & ~(klt & _onwards(draw.chance(rate, *seen.shape), clip.age))
 
     amount = draw.uniform(variety.drift, clips, 1, 1, 1) * draw.unit(clips, 1, tracks, 1)
     position = position + _walk(draw, clip, amount * PIXEL)

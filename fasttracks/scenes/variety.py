@@ -1,5 +1,6 @@
 """What scenes vary in, and how much."""
 
+import math
 from dataclasses import dataclass, replace
 
 from fasttracks.scenes.sampling import Range
@@ -60,6 +61,9 @@ class Variety:
     aside: float = 0.12  # it looks anywhere, not along its way
 
     # Tracks
+    grids: int = 5  # frames, evenly spread, that the usual queries are in, 20 frames apart or more
+    # Weights of the usual queries; of all in the first, the middle or any one frame; in any frames
+    starts: tuple[float, ...] = (0.6, 0.08, 0.08, 0.08, 0.16)
     random_pixels: float = 0.2  # queries anywhere instead of on a grid
     on_subject: float = 0.5  # clips in which a part of the queries is on bodies:
     subject_share: Range = (0.2, 1.0)  # that part
@@ -76,6 +80,7 @@ class Variety:
     bare: Range = (0.0, 0.0)  # surfaces on which KLT's tracks die within frames: sky, asphalt
     mortal: Range = (0.0, 0.0)  # KLT's tracks on bodies that are lost, a frame
     slips: Range = (0.0, 0.0)  # tracks that slide along an edge
+    lifetime: float = math.inf  # frames that KLT follows a track each way, about
 
 
 # Clips as most people take them: one or two subjects close by, filmed by a phone that is walked
@@ -147,6 +152,19 @@ WALK = Variety(
     bare=(0.05, 0.6),
     mortal=(0.0, 0.15),
     slips=(0.0, 0.15),
+)
+
+# Long takes around a subject, whose tracks a tracker loses and starts all along.
+LONG = replace(
+    CASUAL,
+    cameras=(0.55, 0.1, 0.15, 0.1, 0.0, 0.0, 0.1),
+    swing=(60.0, 160.0),
+    grids=1000,
+    starts=(1.0,),
+    subject_share=(0.1, 0.5),
+    clean=0.0,
+    klt=1.0,
+    lifetime=60.0,
 )
 
 # What training takes in turn.

@@ -1,0 +1,1 @@
+"""Clips of any length: windows, joined, then adjusted together."""
