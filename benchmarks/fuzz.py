@@ -35,7 +35,7 @@ from fuzz_cases import FORMATS, KINDS, Case, make_seeds
 
 from fasttracks import InputError, Reconstruction
 
-GOOD = ("works", "refused", "whole", "as before")
+GOOD = ("works", "refused", "whole", "as before", "between")
 SECONDS, BYTES = 10, 2e9  # of computing and of memory, that a case may take
 TARGETS = {
     "ply": "a.ply", "gltf": "a.glb", "npz": "a.npz", "page": "a.html", "tum": "a.txt",
@@ -186,12 +186,17 @@ def fail(seeds: Path, work: Path, rng: random.Random, number: int) -> Outcome:
     name = f"{number}: {form}, {'full' if full else 'killed'}, {'there' if there else 'new'}"
     if full and left:
         return Outcome("failures", name, f"left {sorted(left)}", 0, 0)
+    said = "whole" if now == whole else "as before"
     if now not in (before, whole):
-        return Outcome("failures", name, f"half an export: {sorted(now)}", 0, 0)
-    export(larger, form, target)
-    if _contents(work) != whole:
-        return Outcome("failures", name, f"the next left {sorted(_contents(work))}", 0, 0)
-    return Outcome("failures", name, "whole" if now == whole else "as before", 0, 0)
+        said = f"half an export: {sorted(now)}"
+        # Files of a folder that was there are replaced one by one, each of them whole.
+        if there and not full and all(now[n] in (before.get(n), whole.get(n)) for n in now):
+            said = "between"
+    if said in GOOD:
+        export(larger, form, target)
+        if _contents(work) != whole:
+            said = f"the next left {sorted(_contents(work))}"
+    return Outcome("failures", name, said, 0, 0)
 
 
 def export(result: Reconstruction, form: str, target: Path) -> None:

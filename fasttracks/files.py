@@ -106,7 +106,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     with _scratch(target.parent) as scratch:
         yield scratch / target.name
         _sync(scratch / target.name)
-        _replace(scratch / target.name, target)
+        _take_mode(scratch / target.name, target)
+        os.replace(scratch / target.name, target)
 
 
 @contextmanager
@@ -127,9 +128,11 @@ def filling(folder: str | os.PathLike[str], own: str) -> Iterator[Path]:
             _sync(new / file)
         if not target.exists():
             return os.rename(new, target)
-        for file in files:
+        for file in files:  # all that takes long first, as what comes then is in between
             (target / file).parent.mkdir(parents=True, exist_ok=True)
-            _replace(new / file, target / file)
+            _take_mode(new / file, target / file)
+        for file in files:
+            os.replace(new / file, target / file)
         for parent in {file.parent for file in files}:
             for other in (path.relative_to(target) for path in (target / parent).iterdir()):
                 if re.fullmatch(own, other.as_posix()) and other not in files:
@@ -178,11 +181,10 @@ def _locked(folder: Path, wait: bool = False) -> Iterator[None]:
         os.close(handle)
 
 
-def _replace(file: Path, target: Path) -> None:
-    """Rename a file, with the mode of the one that it replaces."""
+def _take_mode(file: Path, target: Path) -> None:
+    """Give a file the mode of the one that it is going to replace."""
     with suppress(FileNotFoundError):
         os.chmod(file, target.stat().st_mode & 0o7777)
-    os.replace(file, target)
 
 
 def _sync(file: Path) -> None:

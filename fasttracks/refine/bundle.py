@@ -57,6 +57,7 @@ STATIC_SCALE = 6 * NOISE  # a track is static if its σ m is less
 STATIC_FRAMES = 4  # and it is seen in so many frames
 
 HELD_DEPTH = 0.02  # in place of DEPTH where there is no parallax
+HELD_FOCAL = 0.01  # and of FOCAL: a camera that turns still tells it, one that stands does not
 CLEAR_PARALLAX = 12  # in median offsets of static tracks: enough to tell depth, however small
 
 LEAST_STATIC = 8  # static tracks from a frame to the next, in most frames, to believe cameras
@@ -235,7 +236,7 @@ class _Problem(NamedTuple):
         scene, e = self.start, self.evidence
         damping = torch.full_like(e.log_focal, 1e-3)
         for _ in range(_COARSE_ROUNDS):
-            e = self.weighed(scene, e.scale, 6)
+            e = self.weighed(scene, e.scale, 6, hold=False)
             scene, damping, _ = adjust(scene, e, damping.clamp(max=1e-2), _COARSE_ITERATIONS)
         first, second = likelihood(scene, e).view(2, -1)
         second_better = ((second < first) & ~(self.spread[: len(first)] < LEAST)) | first.isnan()
@@ -245,11 +246,12 @@ class _Problem(NamedTuple):
         )
         return best, start
 
-    def weighed(self, scene: Scene, scale: Tensor, iterations: int, hold: bool = False) -> Evidence:
+    def weighed(self, scene: Scene, scale: Tensor, iterations: int, hold: bool) -> Evidence:
         """The evidence with each track's scale, from `scale`, and trust in the network by how near
         the scene is to what it says: one Cauchy distribution a clip for cameras, and a narrower one
         a track for points that are farther than it says, as those at infinity are. `hold`: depths
-        are held to the network's where there is no parallax.
+        and focal length are held to the network's where there is no parallax, as along the valley
+        that they span the cost hardly changes.
         """
         e = self.evidence
         scale = fit_scale(scene, e, scale, iterations)
@@ -258,11 +260,14 @@ class _Problem(NamedTuple):
         farther = (e.depth_weight * (depth.log() - e.log_depth)).sum(1, keepdim=True).clamp(min=0)
         # The weights of a track sum to 1 / DEPTH².
         firmness = 1 / (1 + (DEPTH * farther).square()).square()
+        focal_weight = e.focal_weight
         if hold:
-            held = self.flat(scene, self.static(scale))[:, None, None]
-            firmness = torch.where(held, (DEPTH / HELD_DEPTH) ** 2, firmness)
+            held = self.flat(scene, self.static(scale))
+            firmness = torch.where(held[:, None, None], (DEPTH / HELD_DEPTH) ** 2, firmness)
+            focal_weight = torch.where(held, HELD_FOCAL**-2, focal_weight)
         return e._replace(
             scale=scale,
+            focal_weight=focal_weight,
             depth_weight=firmness * e.depth_weight,
             turn_weight=trust * e.turn_weight,
             step_weight=trust * e.step_weight,
@@ -288,8 +293,8 @@ class _Problem(NamedTuple):
         e = self.evidence
         gain = torch.ones_like(e.log_focal)
         damping = torch.full_like(e.log_focal, 1e-4)
-        for i in range(_FINE_ROUNDS):
-            e = self.weighed(scene, e.scale, 10, hold=i > 0)
+        for _ in range(_FINE_ROUNDS):
+            e = self.weighed(scene, e.scale, 10, hold=True)
             scene, damping, gain = adjust(scene, e, damping.clamp(max=1e-3), _FINE_ITERATIONS)
         return scene, gain
 
