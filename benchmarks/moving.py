@@ -1,11 +1,12 @@
 """How well `moving` tells what moves: `python benchmarks/moving.py --data DATA`.
 
 Held-out scenes, eight of each of six kinds, as the network gives them and bundle-adjusted:
-precision and recall in percent of the tracks that are seen twice, and the still ones that are called
-moving; beside the former rule, log γ by three robust deviations above the median. With cat.mp4,
-bear.mp4 and sheep.mp4 in DATA, the same for tracks that are in or beside the animal in some frames,
-by outlines drawn by eye: what is in them need not move, as paws and a body that lies don't. Prints
-a table and writes results/moving-MODEL.json.
+precision and recall in percent of the tracks that are seen twice, and the still ones that are
+called moving; beside the former rule, log γ by three robust deviations above the median. With
+cat.mp4, bear.mp4 and sheep.mp4 in DATA, the same for tracks that are in or beside the animal in
+some frames, by outlines drawn by eye: what is in them need not move, as paws and a body that lies
+don't. Prints a table and writes results/moving-MODEL.json.
+"""
 
 import argparse
 import json

@@ -380,6 +380,22 @@ def test_without_parallax_depths_are_held():
     assert after["reprojection"] < before["reprojection"]
 
 
+def test_without_parallax_a_change_of_the_last_digits_changes_no_more():
+    truth, g = world(60, 20, turn=0.002, path=0.002)
+    start = prediction(disturbed(truth, g, turn=0.002, shift=0.02, depth=0.1))
+    positions = image(truth)[1]
+    positions = positions + 1e-3 * torch.randn(positions.shape, generator=g, **DOUBLE)
+    found = []
+    for change in (0, 1e-6, 1e-6):
+        other = positions * (1 + change * torch.randn(positions.shape, generator=g, **DOUBLE))
+        result, report = bundle(start, tracks_of(other), torch.tensor([False]))
+        assert "no parallax" in report.outcome[0]
+        found.append(result)
+    for result in found[1:]:
+        assert torch.allclose(result.focal, found[0].focal, rtol=1e-5)
+        assert torch.allclose(result.projection, found[0].projection, atol=1e-4)
+
+
 def test_exact_tracks_tell_depth_by_little_parallax():
     before, after, outcome = _tripod(1e-6)
     assert "no parallax" not in outcome
