@@ -132,9 +132,10 @@ def check_writable(path: Path) -> None:
         raise InputError(f"-o: {path} can't be written, as {folder} is no folder to write to")
 
 
-def open_in_browser(page: Path) -> None:
-    """Open a page, or say that there is no browser."""
+def open_in_browser(page: Path | str) -> None:
+    """Open a page, a file or an address, or say that there is no browser."""
     import webbrowser
 
-    if not webbrowser.open(page.absolute().as_uri()):
+    address = page if isinstance(page, str) else page.absolute().as_uri()
+    if not webbrowser.open(address):
         complain(f"warning: no browser to open {page} with")

@@ -15,6 +15,7 @@ MODULES = {
     "demo": "reconstruct",
     "track": "reconstruct",
     "reconstruct": "reconstruct",
+    "live": "live",
     "view": "view",
     "export": "view",
     "export-program": "models",

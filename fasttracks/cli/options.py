@@ -60,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
     _model_options(sub)
     _video_options(sub)
 
+    _add_live(command)
     _add_viewing(command)
 
     sub = command(
@@ -111,6 +112,30 @@ def parser() -> argparse.ArgumentParser:
     sub = command("completion", "print a script that completes commands and options in a shell")
     sub.add_argument("shell", choices=("bash", "zsh", "fish"), help="eval it, or save it")
     return program
+
+
+def _add_live(command: _Command) -> None:
+    sub = command("live", "reconstruct a camera or a video while it runs, in a page that grows")
+    sub.add_argument(
+        "source", metavar="SOURCE", help="a camera's number, a video, or a stream's address"
+    )
+    sub.add_argument(
+        "-o", "--output", default="live-reconstruction.npz", metavar="FILE", help="where to write"
+    )
+    sub.add_argument("--force", action="store_true", help="replace the output if it exists")
+    sub.add_argument("--open", action="store_true", help="open the page in a browser")
+    sub.add_argument("--port", type=int, default=8080, help="of the page")
+    sub.add_argument("--window", type=int, help="frames seen at once; 50, or 24 on a CPU")
+    sub.add_argument("--hop", type=int, help="frames from a look to the next; 1, or 5 on a CPU")
+    sub.add_argument("--tracks", type=int, help="followed at once; 256, or 100 on a CPU")
+    sub.add_argument(
+        "--max-size", type=int, default=640, metavar="PX", help="shrink the longer side to this"
+    )
+    _network_options(sub)
+    sub.add_argument("--focal", type=float, metavar="PX", help="in the shrunk frames, if known")
+    sub.add_argument(
+        "--refine", default="none", choices=("none", "bundle"), help="bundle: adjust each window"
+    )
 
 
 def _add_viewing(command: _Command) -> None:

@@ -50,9 +50,9 @@ def demo(options: argparse.Namespace) -> None:
         check_writable(file)
         claim(file)
     tracks = Tracks.load(CLIP)
-    result = _reconstruct(tracks, _load(options), options)
+    result = _reconstruct(tracks, load_model(options), options)
     frames = read_video(CLIP.with_suffix(".mp4"), times=tracks.times).frames
-    _finish(result, output, "sheep", frames)
+    finish(result, output, "sheep", frames)
     say(f"open {output.with_suffix('.html')} in a browser")
 
 
@@ -71,16 +71,16 @@ def reconstruct(options: argparse.Namespace) -> None:
     frames = None
     if is_track_file(options.input):
         _refuse_video_options(options)
-        tracks, model = Tracks.load(options.input), _load(options)
+        tracks, model = Tracks.load(options.input), load_model(options)
     else:
         _set_video_options(options)
         tracker = _tracker(options)
         probe(options.input)  # first: what is wrong with it need not wait for the model,
-        model = _load(options)  # nor what is wrong with that for the tracker
+        model = load_model(options)  # nor what is wrong with that for the tracker
         tracks, video = _track(options, tracker)
         frames = video.frames
     name = output.stem.removesuffix("-reconstruction")
-    _finish(_reconstruct(tracks, model, options), output, name, frames)
+    finish(_reconstruct(tracks, model, options), output, name, frames)
     if options.open:
         open_in_browser(output.with_suffix(".html"))
 
@@ -136,7 +136,7 @@ def _track(options: argparse.Namespace, tracker: Tracker) -> tuple[Tracks, Video
     return tracks, video
 
 
-def _load(options: argparse.Namespace) -> TracksTo4D:
+def load_model(options: argparse.Namespace) -> TracksTo4D:
     with stage("load model"):
         return fasttracks.load(options.model, device=options.device, precision=options.precision)
 
@@ -169,7 +169,7 @@ def _intrinsics(tracks: Tracks, focal: float | None) -> Any:
     return camera
 
 
-def _finish(
+def finish(
     result: "Reconstruction[np.ndarray]",
     output: Path,
     name: str,
