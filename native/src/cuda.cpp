@@ -8,6 +8,14 @@ namespace ft::cuda {
 
 namespace {
 
+void check_in(const Driver& driver, Result result, const char* what) {
+  if (result == 0) return;
+  const char* name = nullptr;
+  driver.cuGetErrorName(result, &name);
+  throw Error(result == kOutOfMemory ? FT_OUT_OF_MEMORY : FT_CUDA_ERROR,
+              std::string(what) + ": " + (name ? name : "unknown CUDA error"));
+}
+
 Driver open() {
   void* library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
   if (!library) {
@@ -29,6 +37,7 @@ Driver open() {
     throw Error(result == kNoDevice ? FT_NO_DEVICE : FT_NO_DRIVER,
                 std::string("the CUDA driver does not start: ") + (name ? name : "unknown error"));
   }
+  check_in(found, found.cuDriverGetVersion(&found.version), "cuDriverGetVersion");
   return found;
 }
 
@@ -39,12 +48,6 @@ const Driver& driver() {
   return opened;
 }
 
-void check(Result result, const char* what) {
-  if (result == 0) return;
-  const char* name = nullptr;
-  driver().cuGetErrorName(result, &name);
-  throw Error(result == kOutOfMemory ? FT_OUT_OF_MEMORY : FT_CUDA_ERROR,
-              std::string(what) + ": " + (name ? name : "unknown CUDA error"));
-}
+void check(Result result, const char* what) { check_in(driver(), result, what); }
 
 }  // namespace ft::cuda

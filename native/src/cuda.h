@@ -28,6 +28,7 @@ constexpr int kPreferShared = 1;
 constexpr unsigned kNonBlocking = 1, kDisableTiming = 2;
 constexpr int kCaptureThreadLocal = 1;
 constexpr int kMemoryDevice = 2;
+constexpr int kPatchedMaps = 13010;  // the last driver whose small tensor maps need a patch
 constexpr unsigned kProgrammaticSerialization = 6;
 
 struct LaunchAttribute {
@@ -71,6 +72,7 @@ struct Copy2D {
 #define FT_CUDA_FUNCTIONS(F)                                                                     \
   F(cuInit, unsigned)                                                                            \
   F(cuGetErrorName, Result, const char**)                                                        \
+  F(cuDriverGetVersion, int*)                                                                    \
   F(cuDeviceGetCount, int*)                                                                      \
   F(cuDeviceGet, Device*, int)                                                                   \
   F(cuDeviceGetName, char*, int, Device)                                                         \
@@ -114,6 +116,7 @@ struct Driver {
 #define FT_POINTER(name, ...) Result (*name)(__VA_ARGS__);
   FT_CUDA_FUNCTIONS(FT_POINTER)
 #undef FT_POINTER
+  int version;
 };
 
 // The driver, opened and initialised once; throws Error where there is none.

@@ -150,6 +150,14 @@ class Parameters {
               reinterpret_cast<void*>(matrix.address), shape, strides, tile.box, steps, 0,
               tile.swizzle, 2, 0),
           "cuTensorMapEncodeTiled");
+    // Maps of less than 128 kB are patched as CUTLASS and Triton do it for drivers up to 13.1.
+    int64_t bytes = 1;
+    for (int i = 0; i < rank; ++i) {
+      bytes += (matrix.shape[i] - 1) * matrix.strides[i] * tile.element_bytes;
+    }
+    if (driver().version <= cuda::kPatchedMaps && bytes < 128 * 1024) {
+      map.opaque[1] &= ~(uint64_t{1} << 21);
+    }
     put(map);
     put_lengths<int32_t>(matrix.shape, rank);
     put_lengths<int64_t>(matrix.strides, rank);

@@ -147,6 +147,7 @@ CUresult cuGetErrorName(CUresult error, const char** text) {
   return CUDA_SUCCESS;
 }
 CUresult cuGetErrorString(CUresult error, const char** text) { return cuGetErrorName(error, text); }
+CUresult cuDriverGetVersion(int* version) { CALL(); *version = 12080; return CUDA_SUCCESS; }
 CUresult cuDeviceGetCount(int* count) { CALL(); *count = 1; return CUDA_SUCCESS; }
 CUresult cuDeviceGet(CUdevice* device, int number) { CALL(); *device = number; return CUDA_SUCCESS; }
 CUresult cuDeviceGetName(char* name, int size, CUdevice) {
@@ -189,6 +190,11 @@ CUresult cuCtxPopCurrent_v2(CUcontext* context) {
   *context = current;
   current = contexts.back();
   contexts.pop_back();
+  return CUDA_SUCCESS;
+}
+CUresult cuCtxGetDevice(CUdevice* device) { *device = 0; return CUDA_SUCCESS; }
+CUresult cuStreamIsCapturing(CUstream, CUstreamCaptureStatus* status) {
+  *status = CU_STREAM_CAPTURE_STATUS_NONE;
   return CUDA_SUCCESS;
 }
 CUresult cuCtxGetLimit(size_t* value, CUlimit) { *value = 0; return CUDA_SUCCESS; }
@@ -236,6 +242,12 @@ CUresult cuOccupancyMaxActiveClusters(int* n, CUfunction, const CUlaunchConfig*)
 }
 CUresult cuPointerGetAttribute(void* data, CUpointer_attribute, CUdeviceptr pointer) {
   *static_cast<CUdeviceptr*>(data) = pointer;
+  return CUDA_SUCCESS;
+}
+
+CUresult cuPointerGetAttributes(unsigned count, CUpointer_attribute*, void** data,
+                                CUdeviceptr pointer) {
+  for (unsigned i = 0; i < count; ++i) *static_cast<CUdeviceptr*>(data[i]) = pointer;
   return CUDA_SUCCESS;
 }
 
@@ -378,8 +390,8 @@ CUresult cuTensorMapEncodeTiled(CUtensorMap* map, CUtensorMapDataType type, cuui
   const int kinds[] = {type, interleave, swizzle, promotion, fill};
   list("kinds", kinds, 5);
   const std::lock_guard<std::mutex> lock(mutex_);
-  maps.push_back({text + "}"});
-  std::memset(map, 0, sizeof *map);
+  maps.push_back({text});
+  std::memset(map, 0xFF, sizeof *map);
   const uint64_t number = maps.size() - 1;
   std::memcpy(map, &number, sizeof number);
   return CUDA_SUCCESS;
@@ -411,7 +423,8 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction handle, void*
     const auto* at = static_cast<const unsigned char*>(values[i]);
     text += i ? ", " : "";
     if (size == 128) {
-      text += maps.at(read<uint64_t>(at)).text;
+      const bool patched = !(read<uint64_t>(at + 8) >> 21 & 1);
+      text += maps.at(read<uint64_t>(at)).text + (patched ? ", \"patched\": true}" : "}");
     } else {
       uint64_t value = 0;
       std::memcpy(&value, at, size);
