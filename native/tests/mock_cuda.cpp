@@ -230,9 +230,9 @@ CUresult cuFuncGetAttribute(int* value, CUfunction_attribute which, CUfunction) 
 }
 CUresult cuFuncSetAttribute(CUfunction function, CUfunction_attribute which, int value) {
   CALL();
-  if (which == CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES) {
-    reinterpret_cast<MockFunction*>(function)->dynamic_shared = value;
-  }
+  // Newer attributes are for drivers that know them.
+  if (which != CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES) return CUDA_ERROR_INVALID_VALUE;
+  reinterpret_cast<MockFunction*>(function)->dynamic_shared = value;
   return CUDA_SUCCESS;
 }
 CUresult cuFuncSetCacheConfig(CUfunction, CUfunc_cache) { return CUDA_SUCCESS; }
