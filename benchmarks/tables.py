@@ -39,11 +39,12 @@ def speed() -> str:
             }
             lines.append(line)
     record = read("real_clips-base")
-    seconds = [clip["reconstruct s"] for clip in record["clips"]]
+    seconds = [f"{s:.0f}" for s in sorted(clip["reconstruct s"] for clip in record["clips"])]
+    span = seconds[0] if seconds[0] == seconds[-1] else f"{seconds[0]} to {seconds[-1]}"
     return (
         f"{_table(lines)}\n\nOn two CPU cores "
         + "{tracks} tracks × {frames} frames".format_map(record["clips"][0])
-        + f" take {min(seconds):.0f} to {max(seconds):.0f} s and {record['peak memory GB']:.1f} GB."
+        + f" take {span} s and {record['peak memory GB']:.1f} GB."
     )
 
 
