@@ -43,6 +43,7 @@ class Reconstruction(ReconstructionData[ArrayT]):
         """
         if not isinstance(frames, slice):
             raise InputError(f"frames: expected a slice such as rec[10:20], found {frames!r}")
+        self.check()
         left = len(range(len(self))[frames])
         if left < 2:
             raise InputError(f"frames: expected at least 2, found {left} of {len(self)}")
@@ -61,6 +62,7 @@ class Reconstruction(ReconstructionData[ArrayT]):
         value = as_numbers(scale, "scale")
         if value.shape != () or not 0 < value < np.inf:
             raise InputError(f"scale: expected a number above 0, found {scale!r}")
+        self.check()
         scale = float(value)
         poses = np.ones((4, 4), np.float32)
         poses[:3, 3] = scale
@@ -90,6 +92,7 @@ class Reconstruction(ReconstructionData[ArrayT]):
                 f"{matrix.tolist() if matrix.shape == (4, 4) else matrix.shape}; "
                 "scaled(s) changes the scale"
             )
+        self.check()
         rotation = self._like(matrix[:3, :3].T.astype(np.float32))
         shift = self._like(matrix[:3, 3].astype(np.float32))
         basis = self.basis @ rotation

@@ -19,6 +19,7 @@ FLOORS = [
     {"summary"},
     {"export", "viewers"},
     {"reconstruction", "refine"},
+    {"batch"},
     {"pipeline", "video"},
     {"trackers", "evaluation", "performance"},
     {"env"},
