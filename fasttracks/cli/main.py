@@ -24,6 +24,7 @@ MODULES = {
     "info": "describe",
     "bench": "bench",
     "tune": "tune",
+    "compile": "compile",
     "env": "describe",
     "completion": "completion",
 }

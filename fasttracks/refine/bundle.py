@@ -104,12 +104,12 @@ def adjust_all(
     """What `bundle` does, without waiting for the device: the prediction, cost before and after,
     and numbers (B, 7), a row of which `outcome` puts into words.
     """
-    run = partial(replayed, _bundle) if has_kernels(tracks.device) else _bundle
+    run = partial(replayed, from_tensors) if has_kernels(tracks.device) else from_tensors
     *fields, before, after, how = run(*prediction, tracks, known_focal)
     return Prediction(*fields), before, after, how
 
 
-def _bundle(*inputs: Tensor) -> tuple[Tensor, ...]:
+def from_tensors(*inputs: Tensor) -> tuple[Tensor, ...]:
     """What `bundle` does, from and to tensors: a prediction's fields and how it went.
 
     That is the cost before and after (B,), and (B, 7): whether the input was kept, whether for want
