@@ -75,7 +75,7 @@ def street(
 ) -> Street:
     """Walk forward between two walls at `speed` metres a frame, past people who walk too.
 
-    Their clothes have a `contrast` and folds whose shade wanders; frames are compressed to a
+    Their clothes have a `contrast` and folds whose shade comes and goes; frames are compressed to a
     JPEG `quality`.
     """
     random = np.random.default_rng(seed)
@@ -124,14 +124,16 @@ def street(
         origin = corner[:, 0] - position
         basis = [(corner[:, 1] - corner[:, 0]) / columns, (corner[:, 2] - corner[:, 0]) / rows]
         homographies[:, piece] = project @ np.stack([*basis, origin], -1)
-    shade = cv2.GaussianBlur(random.normal(size=(400, 400)), (0, 0), 8).astype(np.float32)
-    shade *= 15 * contrast / shade.std()
+    folds = random.normal(size=(2, 400, 400)).astype(np.float32)
+    folds = np.stack([cv2.GaussianBlur(one, (0, 0), 8) for one in folds])
+    folds *= 15 * contrast / folds.std()
     frames, layers = np.zeros((count, *size, 3), np.uint8), np.zeros((count, *size), np.uint8)
     for t in range(count):
+        shade = np.cos(0.2 * t) * folds[0] + np.sin(0.2 * t) * folds[1]
         folded = [
-            np.clip(im + shade[t : t + len(im), 2 * t : 2 * t + im.shape[1], None], 0, 255)
-            if alive else im for im, alive in zip(textures, moves, strict=True)
-        ]  # fmt: skip
+            np.clip(im + shade[: len(im), : im.shape[1], None], 0, 255) if alive else im
+            for im, alive in zip(textures, moves, strict=True)
+        ]
         image, layers[t] = _draw([im.astype(np.uint8) for im in folded], homographies[t], size)
         image = np.clip(image + random.normal(0, 2, image.shape), 0, 255).astype(np.uint8)
         coded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]

@@ -91,7 +91,7 @@ class KLT(Thresholds):
                     tracks[t, known] = np.where(seen[:, None], follower.position, held)
                 new = np.flatnonzero(start == t)
                 if len(new) and forward and queries is None:
-                    subject = moving(grid, flows, t)
+                    subject = moving(grid, frames, flows, t)
                     points[new] = place(grid, frames[t], subject, follower.position[seen], len(new))
                 follower.add(points[new])
                 known = np.append(known, new)
