@@ -8,6 +8,11 @@ import numpy as np
 
 from fasttracks.trackers.patches import RADIUS, Patches, sample
 
+REACH = 20.0  # pixels to points that a point is drawn along with,
+ALIKE = 0.7  # and by how many their steps differ
+STAY = 0.1  # of a good neighbour's weight that its own step has besides
+GUIDES = 2000  # the most points that others are drawn along with
+
 
 @dataclass(frozen=True)
 class Thresholds:
@@ -186,6 +191,7 @@ class Follower:
         options, points = self.options, self.points
         begun = points.position[which]
         place, checked = self._step(before, frame, flow, begun)
+        place = self._lean(begun, place, which, checked)
         place, born, _ = self._align(self.born, image, place, which, options.min_born)
         other = np.flatnonzero(~born)
         place[other], recent, like = self._align(
@@ -239,6 +245,26 @@ class Follower:
         good = there.ravel().astype(bool) & (missed <= limit)
         good &= np.linalg.norm(fine - coarse, axis=1) <= 2 * RADIUS
         return np.where(good[:, None], fine, coarse), good | (off <= limit)
+
+    def _lean(
+        self, begun: np.ndarray, place: np.ndarray, which: np.ndarray, sure: np.ndarray
+    ) -> np.ndarray:
+        """Points' places (n, 2), drawn to where near points lead that move alike.
+
+        As far as each one's texture, in each direction, leaves its place open.
+        """
+        step, free = place - begun, self.recent.hold[which, 2:]
+        known = 1 - np.trace(free, axis1=1, axis2=2) / 2
+        guides = np.flatnonzero(sure)
+        guides = guides[:: max(1, -(-len(guides) // GUIDES))]
+        motion = np.hstack([self.points.step[which], step]) / ALIKE
+        feature = np.hstack([begun / REACH, motion]).astype(np.float32)
+        half = (feature**2).sum(1) / 2
+        weight = feature @ feature[guides].T - half[:, None] - half[guides]
+        weight = known[guides] ** 2 * np.exp(weight.clip(max=0))
+        led = weight @ step[guides] + STAY * step
+        led /= weight.sum(1, keepdims=True) + STAY
+        return place + (free @ (led - step)[..., None])[..., 0]
 
     def _align(
         self,
