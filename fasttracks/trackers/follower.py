@@ -264,7 +264,7 @@ class Follower:
         weight = known[guides] ** 2 * np.exp(weight.clip(max=0))
         led = weight @ step[guides] + STAY * step
         led /= weight.sum(1, keepdims=True) + STAY
-        return place + (free @ (led - step)[..., None])[..., 0]
+        return place + (free @ free @ (led - step)[..., None])[..., 0]
 
     def _align(
         self,
