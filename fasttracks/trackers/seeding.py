@@ -176,14 +176,19 @@ def place(
     best = grid.spots(corner, -1)
 
     texture = (best.max(1) / TEXTURED).clip(PLAIN, 1)
-    share = texture / texture.sum()
+    share, extra = texture / texture.sum(), np.zeros_like(texture)
     lively = subject.sum(1) * texture.clip(0.5)
     if lively.any():
         best = np.where(subject > 0.4 * subject.max(1, keepdims=True), 1 + best, best)
-        share = (1 - SUBJECT) * share + SUBJECT * lively / lively.sum()
+        extra = SUBJECT * lively / lively.sum()
+        share = (1 - SUBJECT) * share + extra
     counts = np.bincount(grid.of(there), minlength=len(share)).astype(np.float32)
     counts = cv2.GaussianBlur(counts.reshape(rows, columns), (0, 0), 1).ravel()
     lack = (share * (len(there) + count) - counts).clip(1e-6)
+    # What moves loses more tracks than other places; it gets its share of the new ones, no more.
+    drawn = lack * extra / share
+    rest = lack - drawn
+    lack = rest + drawn * min(1, SUBJECT / (1 - SUBJECT) * rest.sum() / max(drawn.sum(), 1e-6))
 
     # Evenly along the cells' rows, so that no two fall together where few are due.
     way = np.arange(rows * columns).reshape(rows, columns)
