@@ -24,6 +24,7 @@ import torch
 import triton
 from fake_gpu import DEVICE, Recorder, fake, network_of, pretend
 from triton.backends.nvidia.driver import TMA_DTYPE_DEVICE_TO_HOST
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fasttracks.config import Config
 from fasttracks.kernels import attention, attention_triton, common, embed, heads, launches, mlp
@@ -50,6 +51,8 @@ LAUNCHES = {
 }
 # B, T, N: short and long sequences, few and many tokens, split hidden units and whole ones.
 SHAPES = ((1, 20, 100), (1, 100, 20), (1, 100, 1000), (1, 1000, 50))
+# Of a matrix that is passed without a tensor map: fill with NaN, and, in newer Triton, round.
+FLAGS = 1 + ("round_f32_to_tf32" in TensorDescriptor.__dataclass_fields__)
 LETTERS = {"i32": "i", "i64": "l", "fp32": "f"}
 
 
@@ -143,7 +146,7 @@ def _entry(
         if kind == "constexpr":
             continue
         if kind.startswith("tensordesc"):
-            letters.append("d" if maps else "D")
+            letters.append("d" if maps else "D" + "z" * FLAGS + "s")
             if maps:
                 found = maps.pop(0)
                 box = list(found["block_size"])[::-1]

@@ -126,8 +126,8 @@ def compare(recorded: dict, called: dict, matching: Matching) -> None:
         for a, b in zip(theirs["parameters"], mine["parameters"], strict=True):
             if isinstance(a, dict):
                 matching.check(a.pop("address"), b.pop("address"))
-                patched = b.pop("patched", False)
-                assert patched or not a.pop("patched", False)  # Triton does it from 3.9 on
+                theirs_patched, patched = a.pop("patched", False), b.pop("patched", False)
+                assert patched or not theirs_patched  # Triton does it from 3.9 on
                 ends = [n - 1 for n in b["shape"]]
                 size = 1 + 2 * ends[0] + sum(map(operator.mul, ends[1:], b["strides"]))
                 assert patched == (size < 128 * 1024)

@@ -94,21 +94,16 @@ class Parameters {
   Parameters(const Kernel& kernel, const std::vector<Argument>& arguments) {
     const Argument* argument = arguments.data();
     const Tile* tile = kernel.tiles;
-    for (const char* letter = kernel.signature; *letter; ++letter, ++argument) {
+    for (const char* letter = kernel.signature; *letter; ++letter) {
       switch (*letter) {
-        case 'p': put(argument->address); break;
-        case 'i': put(static_cast<int32_t>(argument->number)); break;
-        case 'l': put(argument->number); break;
-        case 'f': put(argument->real); break;
-        case 'd': put_map(*argument, *tile++); break;
-        case 'D':
-          put(argument->address);
-          put_lengths<int64_t>(argument->shape, argument->rank);
-          put_lengths<int64_t>(argument->strides, argument->rank);
-          put(static_cast<int8_t>(0));  // what is outside is read as 0, not NaN
-          put_lengths<int32_t>(argument->shape, argument->rank);
-          put_lengths<int64_t>(argument->strides, argument->rank);
-          break;
+        case 'p': put((argument++)->address); break;
+        case 'i': put(static_cast<int32_t>((argument++)->number)); break;
+        case 'l': put((argument++)->number); break;
+        case 'f': put((argument++)->real); break;
+        case 'd': put_map(*argument, *tile++); put_sizes<int32_t>(*argument++); break;
+        case 'D': put(argument->address); put_sizes<int64_t>(*argument); break;
+        case 'z': put(int8_t{0}); break;
+        case 's': put_sizes<int32_t>(*argument++); break;
         default: throw Error(FT_INTERNAL, "unknown kind of parameter");
       }
     }
@@ -131,8 +126,9 @@ class Parameters {
   }
 
   template <class T>
-  void put_lengths(const int64_t* lengths, int rank) {
-    for (int i = 0; i < rank; ++i) put(static_cast<T>(lengths[i]));
+  void put_sizes(const Argument& matrix) {
+    for (int i = 0; i < matrix.rank; ++i) put(static_cast<T>(matrix.shape[i]));
+    for (int i = 0; i < matrix.rank; ++i) put(matrix.strides[i]);
   }
 
   void put_map(const Argument& matrix, const Tile& tile) {
@@ -159,8 +155,6 @@ class Parameters {
       map.opaque[1] &= ~(uint64_t{1} << 21);
     }
     put(map);
-    put_lengths<int32_t>(matrix.shape, rank);
-    put_lengths<int64_t>(matrix.strides, rank);
   }
 
   static constexpr int kMost = 64;

@@ -24,8 +24,9 @@ struct Kernel {
   const char* function;
   const unsigned char *cubin, *cubin_end;
   int shared_bytes, warps, overlaps;
-  // Parameters in order: p pointer, i int32, l int64, f float32, d tensor map with shape and
-  // strides, D pointer with shape and strides twice.
+  // Parameters in order: p pointer, i int32, l int64, f float32, d tensor map, then shape and
+  // strides; without a map D pointer, shape and strides, then z for each flag, which is off, and s
+  // shape and strides again.
   const char* signature;
   Tile tiles[5];  // one for each d
 
