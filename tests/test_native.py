@@ -19,6 +19,7 @@ import torch
 import fasttracks
 from fasttracks.config import Config
 from fasttracks.kernels import embed
+from fasttracks.kernels.common import GLUON
 from fasttracks.network import TracksTo4D
 from fasttracks.weights import describe, find, save
 
@@ -49,6 +50,8 @@ def run(*command: Any, environment: dict[str, str] | None = None, **keywords: An
 def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the library for compute capability 8.0 and 9.0, and the mock."""
     triton = pytest.importorskip("triton")
+    if not GLUON:
+        pytest.skip("the library is built with Triton 3.6 or newer")
     if os.environ.get("FASTTRACKS_NATIVE_BUILD"):  # to try something without building again
         return Path(os.environ["FASTTRACKS_NATIVE_BUILD"])
     folder = tmp_path_factory.mktemp("native")
