@@ -40,7 +40,7 @@ def write(network: TracksTo4D, path: Path) -> None:
     """Write a network on the CPU, in float32, as the file that the path's ending stands for.
 
     Raises:
-        InputError: another ending, or a package is missing that ONNX needs.
+        InputError: another ending; for ONNX, a package is missing or this PyTorch is too old.
     """
     if path.suffix not in ENDINGS:
         raise InputError(f"-o: expected a name ending in .onnx or .pt2, found {path}")
@@ -68,13 +68,18 @@ def _write_onnx(program: Any, path: Path) -> None:
         """Torch's own translation takes no divisor that is known at run time only."""
         return opset18.Mod(value, divisor)
 
-    onnx = torch.onnx.export(
-        program,
-        dynamo=True,
-        verbose=False,
-        input_names=["tracks"],
-        output_names=list(Prediction._fields),
-        custom_translation_table={torch.ops.aten.remainder.Scalar: remainder},
-    )
+    try:
+        onnx = torch.onnx.export(
+            program,
+            dynamo=True,
+            verbose=False,
+            input_names=["tracks"],
+            output_names=list(Prediction._fields),
+            custom_translation_table={torch.ops.aten.remainder.Scalar: remainder},
+        )
+    except torch.onnx.OnnxExporterError as error:
+        raise InputError(
+            f"-o: PyTorch {torch.__version__} can't say the network in ONNX; 2.13 and newer can"
+        ) from error
     assert onnx is not None
     onnx.save(str(path))
