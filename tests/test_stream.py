@@ -132,7 +132,7 @@ def test_replay_is_bit_identical_and_memory_is_fixed():
     assert max(sizes) <= (SLOTS, 4)
 
 
-@pytest.mark.parametrize("refine", ["none", "bundle"])
+@pytest.mark.parametrize("refine", ["none", pytest.param("bundle", marks=pytest.mark.slow)])
 def test_hostile_streams_end_in_a_reset_and_recover(refine):
     usual = wander(30)
     nothing = (np.zeros(0, int), np.zeros((0, 2)))
@@ -149,6 +149,8 @@ def test_hostile_streams_end_in_a_reset_and_recover(refine):
         "then some": [*[nothing] * 20, *usual],
         "two that swap": [*usual, *[(ids[::-1], places) for ids, places in usual]],
     }
+    if refine == "bundle":  # each of whose pushes takes as long as ten
+        streams = {name: streams[name] for name in ("a blink", "a cut", "one track", "no track")}
     for name, frames in streams.items():
         updates, final = run(tiny_stream(refine=refine), frames)
         finite(updates, final)
