@@ -60,12 +60,16 @@ def run(stream, frames):
     return [u for u in updates if u], final
 
 
-def test_the_world_stays_put():
-    truth, _ = world(80, 60, turn=0.01, path=0.05)
+def run_knowing(frames, hop):
+    """The truth of a world, and what a stream says of it by a network that knows it."""
+    truth, _ = world(frames, 60, turn=0.01, path=0.05)
     network = Knowing(truth)
-    stream = Stream(network, WINDOW, 1, SLOTS, intrinsics=CAMERA)
-    network.stream = stream
-    updates, final = run(stream, frames_of(truth))
+    network.stream = Stream(network, WINDOW, hop, SLOTS, intrinsics=CAMERA)
+    return truth, *run(network.stream, frames_of(truth))
+
+
+def test_the_world_stays_put():
+    truth, updates, final = run_knowing(80, hop=1)
     assert len(updates) == 80 - WINDOW + 1
     assert not any(u.reset for u in updates)
     assert np.concatenate([f.frames for f in final]).tolist() == list(range(80))
@@ -88,11 +92,7 @@ def test_the_world_stays_put():
 
 
 def test_hops_say_all_frames_once():
-    truth, _ = world(41, 60, turn=0.01, path=0.05)
-    network = Knowing(truth)
-    stream = Stream(network, WINDOW, 5, SLOTS, intrinsics=CAMERA)
-    network.stream = stream
-    updates, final = run(stream, frames_of(truth))
+    _, updates, final = run_knowing(41, hop=5)
     assert [u.frame for u in updates] == [11, 16, 21, 26, 31, 36]
     assert np.concatenate([f.frames for f in final]).tolist() == list(range(37))
 

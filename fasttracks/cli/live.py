@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 import fasttracks
-from fasttracks.cli.console import check_writable, open_in_browser, say, with_pictures
-from fasttracks.cli.reconstruct import finish, load_model
+from fasttracks.cli.console import open_in_browser, output_path, say
+from fasttracks.cli.reconstruct import check_focal, finish, load_model
 from fasttracks.errors import InputError
 from fasttracks.long.assemble import TOGETHER
 from fasttracks.stream.stream import Stream
@@ -26,13 +26,7 @@ _USUAL = {"cuda": (50, 1, 256), "cpu": (24, 5, 100)}
 
 def live(options: argparse.Namespace) -> None:
     """Show a source until it ends or Ctrl-C, then write the reconstruction."""
-    output = Path(options.output)
-    if output.suffix != ".npz":
-        raise InputError(f"-o: expected a name ending in .npz, found {output}")
-    for file in with_pictures(output):
-        if file.exists() and not options.force:
-            raise InputError(f"-o: {file} exists; choose another name, or --force to replace it")
-        check_writable(file)
+    output = output_path(options, ".npz", pictures=True)
     frames = _frames(options.source, options.max_size)
     first = next(frames, None)
     if first is None:
@@ -47,8 +41,7 @@ def live(options: argparse.Namespace) -> None:
     height, width = size
     camera = None
     if options.focal is not None:
-        if not options.focal > 0:
-            raise InputError(f"--focal: expected pixels above 0, found {options.focal:g}")
+        check_focal(options.focal)
         camera = np.diag([options.focal, options.focal, 1.0])
         camera[:2, 2] = (width - 1) / 2, (height - 1) / 2
     stream = Stream(

@@ -162,11 +162,16 @@ def _reconstruct(
 def _intrinsics(tracks: Tracks, focal: float | None) -> Any:
     if focal is None:
         return None
-    if not 0 < focal < math.inf:
-        raise InputError(f"--focal: expected pixels above 0, found {focal:g}")
+    check_focal(focal)
     camera = tracks.camera().copy()
     camera[:, (0, 1), (0, 1)] = focal
     return camera
+
+
+def check_focal(focal: float) -> None:
+    """Raise InputError where --focal is no number of pixels."""
+    if not 0 < focal < math.inf:
+        raise InputError(f"--focal: expected pixels above 0, found {focal:g}")
 
 
 def finish(

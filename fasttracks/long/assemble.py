@@ -38,8 +38,9 @@ from fasttracks.refine.bundle import (
     NOISE,
     STATIC_FRAMES,
     STATIC_SCALE,
-    STILL,
     bundle,
+    level_of,
+    mobility_of,
 )
 from fasttracks.refine.cameras import Evidence, Scene
 
@@ -142,15 +143,10 @@ def sureness(prediction: Prediction, visible: Tensor) -> Tensor:
     visible (T, n).
     """
     p = prediction
-    still = mobility_of(p.motion[0].double()) ** -MOBILITY_POWER
+    gamma = p.motion[0].double()
+    still = mobility_of(gamma, level_of(gamma)) ** -MOBILITY_POWER
     spread = ray_spread(p.basis[0, 0].double(), p.position[0].double(), visible)
     return still * (spread / (spread + math.radians(LEAST))).square() + 1e-6 * still
-
-
-def mobility_of(gamma: Tensor) -> Tensor:
-    """γ (n,) of a window over what still tracks have: 1 for these, up to 10."""
-    level = torch.quantile(gamma, 0.005).clamp(NOISE, 10 * NOISE)
-    return (gamma / (STILL * level)).clamp(1, 10)
 
 
 def _common(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -215,8 +211,9 @@ def gather(
         most[which] = most[which].maximum(seen)
 
         gamma = raw.motion[0].double()
-        levels.append(torch.quantile(gamma, 0.005).clamp(min=NOISE).log())
-        for sums, value in ((log_gamma, gamma), (log_mobility, mobility_of(gamma))):
+        level = level_of(gamma)
+        levels.append(level[0].log())
+        for sums, value in ((log_gamma, gamma), (log_mobility, mobility_of(gamma, level))):
             sums[which] = sums[which] + seen * value.log()
         total[which] = total[which] + seen
         done = part.stop

@@ -6,10 +6,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fasttracks.geometry import Prediction, compose, project, to_camera
+from fasttracks.geometry import Prediction, compose
 from fasttracks.long.windows import Window
-from fasttracks.refine.bundle import fit_motion, told
+from fasttracks.refine.bundle import fit_motion, predicted, told
 from fasttracks.refine.cameras import Scene
+from fasttracks.refine.motion import Motion
 
 _GUIDES = 4  # neighbours that a lost track goes on with
 
@@ -76,22 +77,8 @@ def blend(
         basis[rows] = own_part.basis
         basis[rows.start] -= moving[:, None] * middle
 
-    basis, coefficients = basis.float()[None], coefficients.float()[None]
-    rotation, position = scene.rotation.float(), scene.position.float()
-    focal = scene.log_focal.exp().float()[:, None].expand(1, frames)
-    points = compose(basis, coefficients)
-    points_camera = to_camera(points, rotation, position)
-    return Prediction(
-        rotation,
-        position,
-        focal,
-        coefficients,
-        basis,
-        told(gamma[None].double(), scale, static).float(),
-        points,
-        points_camera,
-        project(points_camera, focal),
-    )
+    motion = Motion(coefficients[None], basis[None])
+    return predicted(scene, motion, told(gamma[None].double(), scale, static))
 
 
 def _fade(windows: Sequence[Window], i: int, like: Tensor) -> Tensor:

@@ -135,22 +135,7 @@ def bundle_tensors(*inputs: Tensor) -> tuple[Tensor, ...]:
     static = problem.static(scale)
     motion = fit_motion(scene, given, tracks.double(), static, scale)
 
-    focal = scene.log_focal.exp()[:, None].expand(given.focal.shape)
-    cameras = [value.float() for value in (scene.rotation, scene.position, focal)]
-    basis, coefficients = motion.basis.float(), motion.coefficients.float()
-    points = compose(basis, coefficients)
-    points_camera = to_camera(points, *cameras[:2])
-    adjusted = Prediction(
-        cameras[0],
-        cameras[1],
-        cameras[2],
-        coefficients,
-        basis,
-        told(given.motion.to(scale.dtype), scale, static).float(),
-        points,
-        points_camera,
-        project(points_camera, cameras[2]),
-    )
+    adjusted = predicted(scene, motion, told(given.motion.to(scale.dtype), scale, static))
     finite = torch.stack([value.flatten(1).isfinite().all(1) for value in adjusted]).all(0)
     doubtful = problem.doubtful(scene, static)
     kept = ~((after < before) & finite) | doubtful
@@ -180,6 +165,37 @@ def _outcome(
     if flat:
         words.append("no parallax, depths are the network's")
     return ", ".join(words)
+
+
+def predicted(scene: Scene, motion: Motion, gamma: Tensor) -> Prediction:
+    """A prediction, float32, from a scene's cameras, low-rank points and γ (B, N)."""
+    rotation, position = scene.rotation.float(), scene.position.float()
+    focal = scene.log_focal.exp().float()[:, None].expand(rotation.shape[:2])
+    basis, coefficients = motion.basis.float(), motion.coefficients.float()
+    points = compose(basis, coefficients)
+    points_camera = to_camera(points, rotation, position)
+    return Prediction(
+        rotation,
+        position,
+        focal,
+        coefficients,
+        basis,
+        gamma.float(),
+        points,
+        points_camera,
+        project(points_camera, focal),
+    )
+
+
+def level_of(gamma: Tensor) -> Tensor:
+    """The least γ (..., 1) of clips (..., N): the network's own error, in radians."""
+    return torch.quantile(gamma, 0.005, dim=-1, keepdim=True).clamp(min=NOISE)
+
+
+def mobility_of(gamma: Tensor, level: Tensor) -> Tensor:
+    """γ (..., N) over what still tracks have, by `level_of`: 1 for these, up to 10."""
+    # Where even the least γ is large, all may move.
+    return (gamma / (STILL * level.clamp(max=10 * NOISE))).clamp(1, 10)
 
 
 def told(gamma: Tensor, scale: Tensor, static: Tensor) -> Tensor:
@@ -212,10 +228,8 @@ class _Problem(NamedTuple):
         free = (~known_focal).to(tracks.dtype)
         depth = _in_front(to_camera(start.points[:, None], start.rotation, start.position)[..., 2])
         turn, step = camera_steps(start.rotation, start.position)
-        # γ of what stands still is about the network's own error, in radians.
-        level = torch.quantile(gamma, 0.005, dim=1, keepdim=True).clamp(min=NOISE)
-        # Where even the least γ is large, all may move.
-        mobility = (gamma / (STILL * level.clamp(max=10 * NOISE))).clamp(1, 10)
+        level = level_of(gamma)
+        mobility = mobility_of(gamma, level)
         deviation = (CAMERA * level).expand(step.shape[:2])
         weight = visibility / mobility[:, None] ** MOBILITY_POWER
         evidence = Evidence(

@@ -11,10 +11,10 @@ from torch import Tensor
 from fasttracks.geometry import Prediction
 from fasttracks.graphs import capture
 from fasttracks.inputs import hold
-from fasttracks.long.assemble import mobility_of, sureness
+from fasttracks.long.assemble import sureness
 from fasttracks.long.join import Shared, join, nearest_rotation
 from fasttracks.network import TracksTo4D
-from fasttracks.refine.bundle import bundle_tensors
+from fasttracks.refine.bundle import bundle_tensors, level_of, mobility_of
 
 _LOW_PASS = 0.3  # of a window's scale that is taken at once
 _MEMORY = 50.0  # windows after which an older one counts less for a point
@@ -176,7 +176,7 @@ class World:
             left,
             torch.cat([rotation.flatten(1), position], 1),
             newest,
-            mobility_of(gamma),
+            mobility_of(gamma, level_of(gamma)),
             gamma,
             (fit.similarity.scale.log() - state.log_scale).exp(),
             fit.points,
