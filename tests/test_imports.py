@@ -22,7 +22,7 @@ FLOORS = [
     {"long"},
     {"pipeline", "video"},
     {"trackers", "evaluation", "performance"},
-    {"stream"},
+    {"stream", "batch"},
     {"env"},
     {"scenes"},
     {"training"},
