@@ -79,7 +79,7 @@ def assert_same(found, expected):
 def test_a_folder(clips, model, capsys):
     arguments = ["batch", "clips", "out", "--model", model, *OPTIONS, "--export", "ply,colmap,tum"]
     threads = torch.get_num_threads()
-    assert main([*arguments, "--workers", "2"]) == 0
+    assert main([*arguments, "--workers", "1"]) == 0
     assert "wrote 4 reconstructions" in capsys.readouterr().out
     rows = {row["name"]: row for row in rows_in("out")}
     assert list(rows) == ["a", "dog", "empty", "junk", "walks/a", "walks/b", "walks/cut"]
@@ -203,7 +203,7 @@ def test_what_is_killed_goes_on(tmp_path, model, monkeypatch):
         assert run.wait() == status
         for path in Path("out").glob("*.npz"):
             Reconstruction.load(path)
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    assert main(command[3:]) == 0
     assert [row["name"] for row in rows_in("out")] == [str(i) for i in range(9)]
     assert {row["status"] for row in rows_in("out")} == {"done"}
     left = {path.name for path in Path("out").iterdir()} - {"index.parquet"}
@@ -248,7 +248,7 @@ def test_disk_full_while_writing_ends_the_run(clips, model, capsys, monkeypatch)
 def test_shards_are_merged(clips, model, capsys, monkeypatch):
     found = find("clips", Path("out"))
     parts = [[clip for clip in found if in_shard(clip, (i, 3))] for i in range(3)]
-    assert sorted(sum(parts, [])) == found
+    assert sorted(clip for part in parts for clip in part) == found
     assert all(len(part) < len(found) for part in parts)
     monkeypatch.setattr(local, "run", lambda todo, *_: ({**r, "status": "done"} for r in todo))
     for i in range(3):
@@ -360,3 +360,50 @@ def test_ray_makes_the_same(clips, model):
     assert main(["batch", "clips", "ray", *arguments, "--ray"]) == 0
     assert without_times("ray") == without_times("out")
     assert files_in("ray") == files_in("out")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds Ray's processes as Linux shows them")
+def test_ray_on_two_nodes_with_a_process_killed(tmp_path, model, monkeypatch):
+    pytest.importorskip("ray", reason="needs Ray")
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.chdir(tmp_path)
+    os.mkdir("clips")
+    for i in range(12):
+        write_tracks(f"clips/{i}.npz", seed=i, tracks=100)
+    arguments = ["batch", "clips", "out", "--model", model, *OPTIONS, "--refine", "bundle"]
+    assert main(arguments) == 0
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    try:
+        cluster.add_node(num_cpus=2)
+        raylets = [node.all_processes["raylet"][0].process.pid for node in cluster.list_all_nodes()]
+        arguments[2] = "ray"
+        command = [sys.executable, "-m", "fasttracks", *arguments, "--ray", cluster.address]
+        run = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        worked, killed = set(), False
+        while run.poll() is None:
+            busy = {pid: parent for pid, name, parent in processes() if "ray::" in name}
+            worked |= set(busy.values())
+            if not killed and (actors := [p for p, n, _ in processes() if "MapWorker" in n]):
+                killed = True
+                os.kill(actors[0], signal.SIGKILL)
+            time.sleep(0.02)
+        assert run.returncode == 0, run.stdout.read()
+    finally:
+        cluster.shutdown()
+    assert killed
+    assert worked & set(raylets) == set(raylets)
+    assert without_times("ray") == without_times("out")
+    assert files_in("ray") == files_in("out")
+
+
+def processes():
+    """(id, command, parent's id) of each that runs here."""
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            name = (path / "cmdline").read_bytes().decode(errors="replace")
+            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        yield int(path.name), name, parent
