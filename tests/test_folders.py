@@ -274,7 +274,8 @@ def test_what_is_found(clips):
     assert len(names) == 9
     assert {"frames.1", "walks/cut"} < set(names)
     assert [name[:4] for name in names if name.startswith("dog")] == ["dog-", "dog-"]
-    assert [clip.name for clip in find("clips/*/a.*", Path("out"))] == ["walks/a"]
+    for pattern in ("clips/*/a.*", "clips/walk?/a.npz", "clips/**/walks/[a].npz"):
+        assert [clip.name for clip in find(pattern, Path("out"))] == ["walks/a"]
     lines = ["clips/a.npz", "", "# a comment", "clips/walks/a.npz", "clips/x.pkl:car"]
     lines += ["clips/frames.1/%04d.png", "clips/a.npz"]
     Path("list.txt").write_text("\n".join(lines))
@@ -312,6 +313,7 @@ def test_fingerprint(clips, model):
         (["clips", "out", "--model", "none.safetensors"], "no file"),
         (["clips", "out", "--workers", "0"], "--workers: expected a whole number"),
         (["clips", "out", "--device", "cuda:77"], "device"),
+        (["clips", "out", "--gpu-share", "0"], "--gpu-share: expected more than 0"),
     ],
 )
 def test_bad_calls(arguments, complaint, clips, capsys):

@@ -3,6 +3,7 @@
 import glob
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,6 @@ from fasttracks.errors import InputError
 from fasttracks.files import as_path
 from fasttracks.image_files import SUFFIXES as IMAGES
 from fasttracks.track_files import SUFFIXES as TRACK_FILES
-from fasttracks.track_files import is_track_file
 
 VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts",
           ".wmv", ".flv", ".3gp", ".ogv", ".mxf", ".gif")  # fmt: skip
@@ -42,10 +42,10 @@ def find(source: str, output: Path) -> list[Clip]:
         found = _walk(path, output.absolute())
     elif path.suffix.lower() == _LIST and path.is_file():
         base, found = None, _listed(path)
-    elif path.exists() or is_track_file(path):
+    elif path.exists() or ".pkl:" in path.name:
         base, found = None, iter([str(path)])
     else:
-        base = Path(os.path.dirname(source[: source.index("*")]) if "*" in source else path.parent)
+        base = Path(os.path.dirname(re.split(r"[*?[]", source, maxsplit=1)[0]))
         found = glob.iglob(source, recursive=True)
     paths = sorted({os.path.abspath(file) for file in found})
     if not paths:

@@ -96,9 +96,18 @@ def main(handle: int) -> None:
     sending = threading.Lock()
 
     def send(message: Any) -> None:
-        with sending:
-            connection.send(message)
+        try:
+            with sending:
+                connection.send(message)
+        except OSError:  # the parent is dead
+            os._exit(1)
 
+    def use_device() -> None:
+        """Else what is made on no device of its own would take memory of the first."""
+        if role == "gpu" and device != "cpu":
+            torch.cuda.set_device(device)
+
+    use_device()
     try:
         worker = _Worker(settings, device, role, folder)
     except InputError as error:
@@ -112,7 +121,7 @@ def main(handle: int) -> None:
         except BaseException:
             os._exit(1)
 
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(threads, initializer=use_device) as pool:
         while True:
             try:
                 task = connection.recv()

@@ -25,6 +25,7 @@ from fasttracks.weights import find as find_weights
 from fasttracks.weights import resolve_device
 
 _STAGES = ("decode", "track", "reconstruct", "write")
+_TRACKERS_A_GPU = 2
 
 
 def batch(options: argparse.Namespace) -> None:
@@ -67,7 +68,9 @@ def _run(
     gpus: list[str],
 ) -> int:
     """Add a row of each clip to the index; how many failed."""
-    workers = options.workers or _cores()
+    # A tracker that is a network is on the GPUs too, and some keep one busy.
+    usual = _TRACKERS_A_GPU * len(gpus) if gpus and options.tracker != "klt" else _cores()
+    workers = options.workers or usual
     if options.ray is None:
         from fasttracks.batch import local
 
@@ -161,6 +164,8 @@ def _settings(options: argparse.Namespace, unfinished: Path) -> Settings:
         check_count(f"--{name.replace('_', '-')}", getattr(options, name))
     if not 0 <= options.start < math.inf:
         raise InputError(f"--start: expected seconds, 0 or more, found {options.start:g}")
+    if not 0 < options.gpu_share <= 1:
+        raise InputError(f"--gpu-share: expected more than 0, up to 1, found {options.gpu_share:g}")
     if options.focal is not None:
         check_focal(options.focal)
     export = tuple(dict.fromkeys(filter(None, (options.export or "").split(","))))
