@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("part", choices=("clips", "kills", "many", "gpus"))
     parser.add_argument("-o", "--output", required=True, metavar="FILE")
     parser.add_argument("--data", metavar="FOLDER", help="with the videos, mocap_cmu.npz, ...")
-    parser.add_argument("--count", type=int, help="of good clips; 280, 24, 20,000 or 5,000")
+    parser.add_argument("--count", type=int, help="of good clips; 280, 16, 20,000 or 5,000")
     parser.add_argument("--moments", type=int, default=20, help="of kills")
     parser.add_argument("--seconds", type=float, default=90.0, help="that many are done for")
     parser.add_argument("--folder", metavar="FOLDER", help="for clips and results, while it runs")
@@ -114,7 +114,7 @@ def is_same(row: dict[str, Any], output: Path, network: fasttracks.TracksTo4D) -
 
 def kills(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Twenty random moments: the state then, and after starting again."""
-    count = options.count or 24
+    count = options.count or 16
     short_clips(folder / "in", videos(options.data), options.data, count)
     arguments = [folder / "in", folder / "out", "--grid", str(GRID), "--device", "cpu"]
     arguments += ["--refine", "none", "--export", "ply,colmap"]  # quick, and many files
@@ -127,11 +127,12 @@ def kills(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     moments = []
     for i in range(options.moments):
         shutil.rmtree(folder / "out", ignore_errors=True)
-        way, share = ways[i % len(ways)], rng.uniform(0.05, 0.95)
+        way, share = ways[i % len(ways)], rng.uniform(0, 0.9)
         with small_disk(folder / "out", int(size * share) if way == "full disk" else None) as room:
             run = start(arguments)
             if way != "full disk":
-                time.sleep(whole.seconds * share)
+                wait_for(folder / "out/index.jsonl", int(share * (count + 20)), run)
+                time.sleep(rng.uniform(0, 4 * whole.seconds / (count + 20)))
             if way == "parent":
                 run.kill()
             elif way == "ctrl-c":
@@ -302,6 +303,14 @@ def watched(arguments: list[Any]) -> Iterator[Watched]:
         thread.join()
         after = os.times()
         run.cpu = sum(after[2:4]) - sum(before[2:4])
+
+
+def wait_for(index: Path, rows: int, run: subprocess.Popen[bytes]) -> None:
+    """Until an index has so many rows, or the run is over."""
+    while run.poll() is None:
+        if index.exists() and index.read_bytes().count(b"\n") >= rows:
+            return
+        time.sleep(0.002)
 
 
 def start(arguments: list[Any]) -> subprocess.Popen[bytes]:

@@ -48,6 +48,7 @@ class _Process:
             [sys.executable, "-c", code],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is the parent's to handle
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         theirs.close()

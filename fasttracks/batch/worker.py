@@ -5,8 +5,8 @@ It ends when its parent does: the connection to it ends then.
 
 import os
 import pickle
-import signal
 import threading
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -39,8 +39,12 @@ class _Worker:
         return [write(row, self.settings) for row in rows]
 
     def track(self, rows: list[Row]) -> list[Row]:
-        """The first stage; tracks go to a file, of which the row has the name and the shape."""
-        return [self._put(self._tracked(row), "tracks") for row in rows]
+        """The first stage; the row has the tracks' shape, too."""
+        rows = [self._tracked(row) for row in rows]
+        for row in rows:
+            if "tracks" in row:
+                row["shape"] = row["tracks"].visibility.shape
+        return [self._put(row, "tracks") for row in rows]
 
     def reconstruct(self, rows: list[Row]) -> list[Row]:
         """The second stage; while one thread has the GPU, another reads or writes."""
@@ -60,18 +64,17 @@ class _Worker:
         return ended(row) if "status" in row else row
 
     def _put(self, row: Row, column: str) -> Row:
-        """A row with a file's name in a column in place of what goes to another process."""
+        """A row with the name of a file in place of what goes to another process."""
         if "status" in row:
             return ended(row)
-        value = row.pop(column)
-        shape = getattr(value, column if column == "tracks" else "reprojection").shape[:2]
         file = self.folder / f"{row['number']}-{column}"
         try:
             with open(file, "wb") as opened:
-                pickle.dump(value, opened, protocol=5)
+                pickle.dump(row[column], opened, protocol=5)
         except OSError as error:
+            del row[column]
             return ended({**row, "status": "stopped", "error": f"temporary folder: {error}"})
-        return {**row, column: str(file), "shape": shape}
+        return {**row, column: str(file)}
 
     def _taken(self, row: Row, column: str) -> Row:
         with open(row[column], "rb") as opened:
@@ -88,7 +91,6 @@ def _leave_a_broken_gpu(device: str) -> None:
 
 def main(handle: int) -> None:
     """Serve the connection of this number: of (task's number, its name, rows), (number, rows)."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     connection = Connection(handle)
     settings, device, role, folder, threads = connection.recv()
     torch.set_num_threads(1)
@@ -119,6 +121,7 @@ def main(handle: int) -> None:
         try:
             send((number, getattr(worker, task)(rows)))
         except BaseException:
+            traceback.print_exc()
             os._exit(1)
 
     with ThreadPoolExecutor(threads, initializer=use_device) as pool:
