@@ -56,6 +56,8 @@ def main() -> None:
     parser.add_argument("--folder", metavar="FOLDER", help="for clips and results, while it runs")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    # A shell that runs this in the background ignores Ctrl-C, as all that it starts would.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         part: Callable[[Path, argparse.Namespace], dict[str, Any]] = globals()[options.part]
         found = part(Path(folder), options)

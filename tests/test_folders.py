@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -192,7 +193,12 @@ def test_what_is_killed_goes_on(tmp_path, model, monkeypatch):
     command += [*OPTIONS, "--workers", "1"]
     lines = Path("out/index.jsonl")
     for signals, status in ((signal.SIGKILL, -9), (signal.SIGINT, 130)):
-        run = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+        run = subprocess.Popen(
+            command,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # even in background
+        )
         before = lines.stat().st_size if lines.exists() else 0
         while run.poll() is None and not (lines.exists() and lines.stat().st_size > before):
             time.sleep(0.001)
