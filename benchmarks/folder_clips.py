@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -67,8 +68,10 @@ def many_copies(folder: Path, made: Sequence[Tracks], count: int, processes: int
 def _save_noisy(folder: Path, made: Sequence[Tracks], i: int) -> None:
     clip = made[i % len(made)]
     noise = np.random.default_rng(i).normal(0, 0.1, clip.tracks.shape).astype(np.float32)
-    noisy = Tracks(clip.tracks + noise, clip.visibility, clip.intrinsics, clip.image_size)
-    noisy.save(folder / f"{i:05}.npz")
+    known: dict[str, Any] = {"visibility": clip.visibility, "image_size": clip.image_size}
+    if clip.intrinsics is not None:
+        known["intrinsics"] = clip.intrinsics
+    np.savez_compressed(folder / f"{i:05}.npz", tracks=clip.tracks + noise, **known)
 
 
 def write_video(path: Path, frames: np.ndarray) -> None:

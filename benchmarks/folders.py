@@ -181,6 +181,8 @@ def many(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         while not (index.exists() and index.stat().st_size):
             time.sleep(0.01)
         first = time.perf_counter() - begun
+        pid = run.process.pid
+        cpu = sum(cpu_of(process) for process in (pid, *children(pid)))
         time.sleep(options.seconds)
         os.killpg(run.process.pid, signal.SIGINT)
         assert run.process.wait() == 130
@@ -203,6 +205,8 @@ def many(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     return {
         "clips": count,
         "seconds until the first row": first,
+        "CPU seconds of all processes until then": cpu,
+        "load at the end": os.getloadavg()[0],
         "rows": len(done),
         "seconds": run.seconds,
         "parent's memory after a quarter, GB": float(np.mean(parent[quarter : quarter + last]))
@@ -338,6 +342,12 @@ def memory_of(pid: int) -> int:
     except OSError:
         return 0
     return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) * 1024
+
+
+def cpu_of(pid: int) -> float:
+    """Seconds that a process has had a core for."""
+    used = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return sum(map(int, used)) / os.sysconf("SC_CLK_TCK")
 
 
 def files_in(folder: Path) -> dict[str, bytes]:

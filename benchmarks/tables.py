@@ -321,7 +321,8 @@ def folders() -> str:
         before, after = (many[f"parent's memory {when}, GB"] for when in _WHEN)
         lines.append(
             f"- {many['clips']:,} track files: the first is done after "
-            f"{many['seconds until the first row']:.0f} s; if all are done already, it takes "
+            f"{many['seconds until the first row']:.0f} s, "
+            f"{many['CPU seconds of all processes until then']:.0f} s of them on a core; if all are done already, it takes "
             f"{many['seconds of a run where all are done']:.0f} s to see that. The parent's memory "
             f"was {before:.2f} GB after a quarter of {many['rows']:,} clips, {after:.2f} GB in the "
             "end."
