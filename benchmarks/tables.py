@@ -322,10 +322,10 @@ def folders() -> str:
         lines.append(
             f"- {many['clips']:,} track files: the first is done after "
             f"{many['seconds until the first row']:.0f} s, "
-            f"{many['CPU seconds of all processes until then']:.0f} s of them on a core; if all are done already, it takes "
-            f"{many['seconds of a run where all are done']:.0f} s to see that. The parent's memory "
-            f"was {before:.2f} GB after a quarter of {many['rows']:,} clips, {after:.2f} GB in the "
-            "end."
+            f"{many['CPU seconds of all processes until then']:.0f} s of them on a core; a run "
+            f"where all are done takes {many['seconds of a run where all are done']:.0f} s. The "
+            f"parent's memory was {before:.2f} GB after a quarter of {many['rows']:,} clips, "
+            f"{after:.2f} GB in the end."
         )
     if gpus := found["gpus"]:
         rates = "; ".join(
