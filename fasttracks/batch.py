@@ -1,0 +1,376 @@
+"""What clips of one shape go through together: inputs, the network, refinement, results.
+
+On a GPU with kernels the clips' arrays go there as they are, and everything that needs their values
+is done there, so that one copy up and one copy back are all that the host waits for. Counts that
+come back with the answer tell whether a clip is in order; only where they leave a doubt does the
+host look at the values, to say in words what is wrong. Elsewhere the host looks first.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fasttracks.backends import TORCH
+from fasttracks.engine import Engine, run
+from fasttracks.errors import InputError
+from fasttracks.geometry import Prediction
+from fasttracks.long.windows import LONGEST, focal_correction
+from fasttracks.network import TracksTo4D
+from fasttracks.plausible import Counts, check, unremarkable
+from fasttracks.reconstruction import Reconstruction
+from fasttracks.tracks import Tracks, guessed_camera
+
+_FOCAL_TRACKS = 128  # whose focal length is nearly that of a thousand
+_ALIGNED = 16  # bytes, as kernels expect it of what they read
+
+Array = np.ndarray | Tensor
+
+
+class Clip(NamedTuple):
+    """What was given of a clip: numpy arrays, or tensors on a GPU, whose values nobody looked at."""
+
+    tracks: Any  # (T, N, 2)
+    visibility: Any = None
+    intrinsics: Any = None
+    image_size: Any = None
+    whole: Tracks | None = None  # where a `Tracks` was given, which has the above
+
+    @classmethod
+    def of(cls, whole: Tracks) -> "Clip":
+        return cls(whole.tracks, whole.visibility, whole.intrinsics, whole.image_size, whole)
+
+    def checked(self) -> Tracks:
+        """As a `Tracks` that can be pixels of its image; on the host."""
+        clip = self.whole
+        if clip is None:
+            host = (_on_host(v) for v in (self.tracks, self.visibility, self.intrinsics))
+            clip = Tracks(*host, self.image_size)
+        check(clip)
+        return clip
+
+    def is_plain(self) -> bool:
+        """Whether its shapes are as they should be, and its camera can be told without its values.
+
+        Of others `checked` says what is wrong, or has a guess.
+        """
+        shape = tuple(self.tracks.shape)
+        if len(shape) != 3 or shape[2] != 2 or shape[0] < 2 or shape[1] < 1:
+            return False
+        if self.visibility is not None and tuple(self.visibility.shape) != shape[:2]:
+            return False
+        if self.intrinsics is None:
+            return self.image_size is not None
+        return tuple(self.intrinsics.shape) in ((3, 3), (shape[0], 3, 3))
+
+
+class _Inputs(NamedTuple):
+    """Clips as the network takes them, on its device."""
+
+    inputs: Tensor  # (B, T, N, 3) in the heads' dtype
+    cameras: Tensor  # (B, T, 3, 3) float64
+    known: Tensor  # (B,) bool, whether these were given
+    tracks: Tensor | None = None  # (B, T, N, 2) float32, complete; None: those of `Tracks`
+    seen: Tensor | None = None  # (B, at least T N) uint8
+    count: Callable[[], Tensor] | None = None  # to `Counts`, (B, 16)
+    raw: tuple[Tensor, ...] = ()  # what `tracks` were made from
+
+
+class Started(NamedTuple):
+    """Clips on their way: all is queued on the GPU, and nothing was waited for."""
+
+    clips: Sequence[Clip]
+    known: Sequence[bool]
+    wholes: list[Tracks] | None  # where the host has looked at them
+    fields: list[Tensor]  # (B, ...) each, as `_fields` gives them
+    seen: Tensor | None
+    numbers: Tensor  # (B, n) float64: whether the prediction is finite, `Counts`, how it went
+    outcome: Sequence[str | None]  # of refinement, as far as the host knows it
+    raw: tuple[Tensor, ...]
+    back: tuple[Tensor, torch.cuda.Event] | None = None  # all of it on its way to the host
+
+
+def start(
+    clips: Sequence[Clip], model: TracksTo4D | Engine, refine: str, home: torch.device
+) -> Started:
+    """Queue all work for clips of one shape, whose results shall be on the device `home`."""
+    network = model.model if isinstance(model, Engine) else model
+    heads = network.points.weight
+    quick = heads.is_cuda and heads.dtype == torch.float32 and network.backend is not TORCH
+    wholes = None
+    if quick and all(clip.is_plain() for clip in clips):
+        given = _on_device(clips, network.config.assumed_focal, heads.device)
+    else:
+        wholes = [clip.checked() for clip in clips]
+        clips = [Clip.of(whole) for whole in wholes]
+        given = _from_host(wholes, network)
+    known = [clip.intrinsics is not None for clip in clips]
+    inputs, cameras = given.inputs, given.cameras
+    if network.config.predicts_focal and not all(known):
+        factor = torch.where(given.known, 1.0, _focal_correction(model, inputs))
+        inputs[..., :2] /= factor[:, None, None, None]
+        cameras = cameras.clone()
+        cameras[..., :2] *= factor.double()[:, None, None, None]
+    prediction, how, outcome = _predict(model, inputs, given.known, refine)
+    numbers = [torch.isfinite(prediction.projection).flatten(1).all(1)[:, None].double()]
+    numbers += [given.count()] if given.count else []
+    numbers += [] if how is None else [how]
+    fields = _fields(prediction, cameras)
+    if given.tracks is not None:
+        fields.append(given.tracks)
+    found = Started(
+        clips, known, wholes, fields, given.seen, torch.cat(numbers, 1), outcome, given.raw
+    )
+    if heads.is_cuda and home.type == "cpu":
+        found = found._replace(back=_sent_back(found))
+    return found
+
+
+def finish(started: Started, home: torch.device) -> list[Reconstruction]:
+    """Results, with torch tensors on `home`, once the work is done.
+
+    On a GPU they are there in the order of its current stream; what their values alone tell is
+    raised by the first of their methods that looks at them.
+    """
+    count = len(started.clips)
+    rows: list[list[Tensor]] = [[] for _ in range(count)]
+    if started.back is None:
+        for field in started.fields:
+            for i, value in enumerate(field.to(home)):
+                rows[i].append(value)
+        seen, numbers = started.seen, started.numbers
+    else:
+        flat, event = started.back
+        event.synchronize()
+        shapes = [field.shape[1:] for field in started.fields]
+        sizes = [math.prod(shape) for shape in shapes]
+        ends = np.cumsum(sizes).tolist()
+        flat = flat.clone()  # not pinned: results may be kept for long
+        for i in range(count):
+            parts = flat[i, : ends[-1]].split(sizes)
+            rows[i] = [p.view(shape) for p, shape in zip(parts, shapes, strict=True)]
+        tail = 2 * started.numbers.shape[1]
+        numbers = flat[:, flat.shape[1] - tail :].contiguous().view(torch.float64)
+        seen = flat[:, ends[-1] : flat.shape[1] - tail].view(torch.uint8) if ends else None
+
+    def look() -> list[list[float]]:
+        values = numbers.tolist()
+        for i, row in enumerate(values):
+            _judge(started, i, row)
+        return values
+
+    outcome = started.outcome
+    waits = home.type == "cpu" or not outcome  # bundle adjustment's is yet to be read
+    if waits:
+        values = look()
+        if not outcome:
+            from fasttracks.refine.bundle import outcome as words
+
+            outcome = [words(row[-7:]) for row in values]
+    results = [_result(started, i, rows[i], seen, outcome[i], home) for i in range(count)]
+    if not waits:
+        for result in results:
+            result.__dict__["_unchecked"] = look
+    return results
+
+
+def _judge(started: Started, i: int, numbers: Sequence[float]) -> None:
+    """Raise or warn of what is wrong with a clip, or with what the network made of it."""
+    clip = started.clips[i]
+    if started.wholes is None:
+        counts = Counts(*numbers[1 : 1 + len(Counts._fields)])
+        frames, tracks = clip.tracks.shape[:2]
+        if not unremarkable(counts, frames, tracks, clip.image_size, started.known[i]):
+            positions, visible, cameras = (part[i].cpu().numpy() for part in started.raw)
+            if visible.dtype == np.uint8:
+                visible = visible.astype(bool)
+            intrinsics = cameras if started.known[i] else None
+            check(Tracks(positions, visible, intrinsics, clip.image_size))
+    if not numbers[0]:
+        raise InputError("model: its prediction is not finite; the weights or intrinsics are off")
+
+
+def _on_host(value: Any) -> Any:
+    return value.numpy(force=True) if isinstance(value, Tensor) else value
+
+
+def _from_host(clips: Sequence[Tracks], network: TracksTo4D) -> _Inputs:
+    heads = network.points.weight
+    cameras = [clip.camera(network.config.assumed_focal) for clip in clips]
+    inputs = torch.stack([clip.inputs(k) for clip, k in zip(clips, cameras, strict=True)])
+    return _Inputs(
+        inputs.to(heads.device, heads.dtype),
+        torch.from_numpy(np.stack(cameras)).to(heads.device),
+        torch.tensor([clip.intrinsics is not None for clip in clips], device=heads.device),
+    )
+
+
+def _on_device(clips: Sequence[Clip], assumed_focal: float, device: torch.device) -> _Inputs:
+    """Clips by one copy of what the host has, and those of what is on a GPU already."""
+    from fasttracks.kernels.prepare import count, prepare
+
+    batch, (frames, tracks) = len(clips), clips[0].tracks.shape[:2]
+    wide = any(_is_wide(clip.tracks) for clip in clips)
+    scores = any(v is not None and _is_scores(v) for v in (clip.visibility for clip in clips))
+    kinds = (  # of parts of one buffer: shape and dtype
+        ((batch, 4), torch.float64),
+        ((batch, frames, 3, 3), torch.float64),
+        ((batch, frames, tracks), torch.float64 if scores else torch.uint8),
+        ((batch, frames, tracks, 2), torch.float64 if wide else torch.float32),
+    )
+    places, end = [], 0
+    for shape, dtype in kinds:
+        places.append((end, end + math.prod(shape) * dtype.itemsize))
+        end = -(-places[-1][1] // _ALIGNED) * _ALIGNED
+    there = torch.empty(end, dtype=torch.uint8, device=device)
+    here = torch.empty(end, dtype=torch.uint8, pin_memory=True)
+    about, cameras, visible, positions = (
+        there[a:b].view(dtype).view(shape)
+        for (a, b), (shape, dtype) in zip(places, kinds, strict=True)
+    )
+    staged = [
+        here[a:b].view(dtype).view(shape).numpy()
+        for (a, b), (shape, dtype) in zip(places, kinds, strict=True)
+    ]
+    later: list[tuple[Tensor, Tensor | float]] = []  # what is not copied from the host
+    sent = places[0][1]
+    for i, clip in enumerate(clips):
+        height, width = clip.image_size or (0, 0)
+        staged[0][i] = width, height, clip.intrinsics is not None, 0
+        camera = clip.intrinsics
+        if camera is None:
+            content = clip.whole.content if clip.whole else None
+            camera = guessed_camera(assumed_focal, clip.image_size, content)
+        for j, (value, to) in enumerate(
+            ((camera, cameras), (clip.visibility, visible), (clip.tracks, positions)), 1
+        ):
+            if isinstance(value, Tensor):
+                later.append((to[i], value.detach()))
+            elif value is None and isinstance(clip.tracks, Tensor):
+                later.append((to[i], 1))
+            else:
+                staged[j][i] = 1 if value is None else value
+                sent = max(sent, places[j][1])
+    there[:sent].copy_(here[:sent], non_blocking=True)
+    for to, value in later:
+        to.copy_(value) if isinstance(value, Tensor) else to.fill_(value)
+    found = prepare(positions, visible, cameras, about)
+    return _Inputs(
+        found.inputs,
+        cameras,
+        about[:, 2] > 0,
+        found.tracks,
+        found.seen,
+        lambda: count(found),
+        (positions, visible, cameras),
+    )
+
+
+def _is_wide(value: Array) -> bool:
+    """Whether float32 doesn't hold all of its values."""
+    return value.dtype not in (np.float32, torch.float32, torch.float16, torch.bfloat16)
+
+
+def _is_scores(value: Array) -> bool:
+    return value.dtype not in (np.bool_, torch.bool)
+
+
+def _focal_correction(model: TracksTo4D | Engine, inputs: Tensor) -> Tensor:
+    """Factors (B,) of focal lengths, as the model corrects them from some of the tracks.
+
+    What it then sees through the corrected ones is closer to what it was trained on than what it
+    says of a lens while guessing it.
+    """
+    if inputs.shape[1] > LONGEST:
+        each = torch.stack([focal_correction(partial(run, model), clip) for clip in inputs])
+        return each.clamp(0.1, 10).to(inputs.dtype)
+    some = inputs[:, :, :: -(-inputs.shape[2] // _FOCAL_TRACKS)].contiguous()
+    return run(model, some).focal.mean(1).clamp(0.1, 10).to(inputs.dtype)
+
+
+def _predict(
+    model: TracksTo4D | Engine, inputs: Tensor, known_focal: Tensor, refine: str
+) -> tuple[Prediction, Tensor | None, Sequence[str | None]]:
+    """The prediction for B clips, refined; how that went, in numbers (B, 7) or in words."""
+    if refine == "finetune":
+        from fasttracks.refine.finetune import finetune
+
+        prediction, tuning = finetune(model.model if isinstance(model, Engine) else model, inputs)
+        return _single(prediction), None, tuning.outcome
+    if inputs.shape[1] > LONGEST:
+        from fasttracks.long.assemble import predict
+
+        prediction, found = predict(partial(run, model), inputs, known_focal, refine == "bundle")
+        return _single(prediction), None, found
+    prediction = run(model, inputs)
+    if refine == "none":
+        return _single(prediction), None, [None] * len(inputs)
+    from fasttracks.refine.bundle import adjust_all
+
+    with torch.no_grad():
+        prediction, _, _, how = adjust_all(prediction, inputs, known_focal)
+    return _single(prediction), how, []
+
+
+def _single(prediction: Prediction) -> Prediction:
+    return Prediction(*(field.float() for field in prediction))
+
+
+def _fields(prediction: Prediction, cameras: Tensor) -> list[Tensor]:
+    """The first fields of B reconstructions, in their order, float32; cameras (B, T, 3, 3)."""
+    p, k = prediction, cameras.float()
+    intrinsics = k.clone()
+    intrinsics[..., :2, :2] *= p.focal[..., None, None]
+    pose = torch.cat([p.rotation, p.position[..., None]], -1)
+    pose = torch.nn.functional.pad(pose, (0, 0, 0, 1))
+    pose[..., 3, 3] = 1
+    # The projection carries the focal correction already, so it takes the uncorrected camera.
+    reprojection = (p.projection[..., None, :] * k[..., None, :2, :2]).sum(-1)
+    reprojection += k[..., None, :2, 2]
+    return [
+        p.points, p.points_camera, pose, intrinsics, reprojection, p.basis, p.coefficients, p.motion
+    ]  # fmt: skip
+
+
+def _sent_back(started: Started) -> tuple[Tensor, torch.cuda.Event]:
+    """Everything as one tensor (B, n) of float32, in pinned memory once the event is over."""
+    parts = [*started.fields, *([] if started.seen is None else [started.seen])]
+    parts.append(started.numbers)
+    flat = torch.cat([p.reshape(len(p), -1).view(torch.float32) for p in parts], 1)
+    here = torch.empty(flat.shape, pin_memory=True)
+    here.copy_(flat, non_blocking=True)
+    with torch.cuda.device(flat.device):
+        event = torch.cuda.Event()
+        event.record()
+    return here, event
+
+
+def _result(
+    started: Started,
+    i: int,
+    fields: list[Tensor],
+    seen: Tensor | None,
+    outcome: str | None,
+    home: torch.device,
+) -> Reconstruction:
+    clip = started.clips[i]
+    times = colors = None
+    if clip.whole is not None:
+        times, colors = (
+            None if value is None else torch.from_numpy(value).to(home)
+            for value in (clip.whole.times, clip.whole.colors)
+        )
+    if started.wholes is not None:
+        whole = started.wholes[i]
+        assert whole.visibility is not None
+        fields = [*fields, torch.from_numpy(whole.tracks).to(home)]
+        visibility = torch.from_numpy(whole.visibility).to(home)
+    else:
+        assert seen is not None
+        shape = fields[-1].shape[:2]
+        visibility = seen[i, : math.prod(shape)].view(torch.bool).view(shape).to(home)
+    return Reconstruction(*fields, visibility, clip.image_size, times, colors, outcome)
