@@ -86,24 +86,22 @@ class Started(NamedTuple):
     clips: Sequence[Clip]
     known: Sequence[bool]
     wholes: list[Tracks] | None  # where the host has looked at them
-    fields: list[Tensor]  # (B, ...) each, as `_fields` gives them
-    seen: Tensor | None
+    fields: list[Tensor]  # (B, ...) each: those of `_fields`, then tracks and what was seen
     numbers: Tensor  # (B, n) float64: whether the prediction is finite, `Counts`, how it went
     outcome: Sequence[str | None]  # of refinement, as far as the host knows it
     raw: tuple[Tensor, ...]
-    back: tuple[Tensor, torch.cuda.Event] | None = None  # all of it on its way to the host
+    back: tuple[Tensor, torch.cuda.Event | None] | None = None  # all on its way to the host
 
 
 def start(
-    clips: Sequence[Clip], model: TracksTo4D | Engine, refine: str, home: torch.device
+    clips: Sequence[Clip], model: TracksTo4D | Engine, refine: str, home: torch.device | None
 ) -> Started:
-    """Queue all work for clips of one shape, whose results shall be on the device `home`."""
+    """Queue all work for clips of one shape; results shall be on a device, or None: numpy's."""
     network = model.model if isinstance(model, Engine) else model
-    heads = network.points.weight
-    quick = heads.is_cuda and heads.dtype == torch.float32 and network.backend is not TORCH
     wholes = None
-    if quick and all(clip.is_plain() for clip in clips):
-        given = _on_device(clips, network.config.assumed_focal, heads.device)
+    if _has_kernels(network) and all(clip.is_plain() for clip in clips):
+        device = network.points.weight.device
+        given = _on_device(clips, network.config.assumed_focal, device)
     else:
         wholes = [clip.checked() for clip in clips]
         clips = [Clip.of(whole) for whole in wholes]
@@ -120,62 +118,64 @@ def start(
     numbers += [given.count()] if given.count else []
     numbers += [] if how is None else [how]
     fields = _fields(prediction, cameras)
-    if given.tracks is not None:
-        fields.append(given.tracks)
-    found = Started(
-        clips, known, wholes, fields, given.seen, torch.cat(numbers, 1), outcome, given.raw
-    )
-    if heads.is_cuda and home.type == "cpu":
-        found = found._replace(back=_sent_back(found))
-    return found
+    if given.tracks is not None and given.seen is not None:
+        fields += [given.tracks, given.seen]
+    started = Started(clips, known, wholes, fields, torch.cat(numbers, 1), outcome, given.raw)
+    if _is_host(home):
+        started = started._replace(back=_sent_back(started))
+    return started
 
 
-def finish(started: Started, home: torch.device) -> list[Reconstruction]:
-    """Results, with torch tensors on `home`, once the work is done.
+def finish(started: Started, home: torch.device | None) -> list[Reconstruction]:
+    """Results, with numpy's arrays or torch tensors on `home`.
 
-    On a GPU they are there in the order of its current stream; what their values alone tell is
-    raised by the first of their methods that looks at them.
+    On a GPU they are there in the order of its current stream, and nothing is waited for; what
+    their values alone tell is raised by the first of their methods that looks at them.
     """
     count = len(started.clips)
-    rows: list[list[Tensor]] = [[] for _ in range(count)]
+    rows: list[list[Any]]
     if started.back is None:
+        rows = [[] for _ in range(count)]
         for field in started.fields:
-            for i, value in enumerate(field.to(home)):
-                rows[i].append(value)
-        seen, numbers = started.seen, started.numbers
+            for row, value in zip(rows, field.to(home), strict=True):
+                row.append(value)
+        numbers = started.numbers
     else:
         flat, event = started.back
-        event.synchronize()
-        shapes = [field.shape[1:] for field in started.fields]
-        sizes = [math.prod(shape) for shape in shapes]
-        ends = np.cumsum(sizes).tolist()
-        flat = flat.clone()  # not pinned: results may be kept for long
-        for i in range(count):
-            parts = flat[i, : ends[-1]].split(sizes)
-            rows[i] = [p.view(shape) for p, shape in zip(parts, shapes, strict=True)]
-        tail = 2 * started.numbers.shape[1]
-        numbers = flat[:, flat.shape[1] - tail :].contiguous().view(torch.float64)
-        seen = flat[:, ends[-1] : flat.shape[1] - tail].view(torch.uint8) if ends else None
+        if event:
+            event.synchronize()
+        rows, numbers = _unpacked(flat.numpy(), started.fields, started.numbers.shape[1])
+        if home is not None:
+            rows = [[torch.from_numpy(value) for value in row] for row in rows]
 
     def look() -> list[list[float]]:
-        values = numbers.tolist()
+        values: list[list[float]] = numbers.tolist()
         for i, row in enumerate(values):
             _judge(started, i, row)
         return values
 
     outcome = started.outcome
-    waits = home.type == "cpu" or not outcome  # bundle adjustment's is yet to be read
+    waits = _is_host(home) or not outcome  # bundle adjustment's is yet to be read
     if waits:
         values = look()
         if not outcome:
             from fasttracks.refine.bundle import outcome as words
 
             outcome = [words(row[-7:]) for row in values]
-    results = [_result(started, i, rows[i], seen, outcome[i], home) for i in range(count)]
+    results = [_result(started, i, rows[i], outcome[i], home) for i in range(count)]
     if not waits:
         for result in results:
             result.__dict__["_unchecked"] = look
     return results
+
+
+def _has_kernels(network: TracksTo4D) -> bool:
+    heads = network.points.weight
+    return heads.is_cuda and heads.dtype == torch.float32 and network.backend is not TORCH
+
+
+def _is_host(home: torch.device | None) -> bool:
+    return home is None or home.type == "cpu"
 
 
 def _judge(started: Started, i: int, numbers: Sequence[float]) -> None:
@@ -227,7 +227,7 @@ def _on_device(clips: Sequence[Clip], assumed_focal: float, device: torch.device
         places.append((end, end + math.prod(shape) * dtype.itemsize))
         end = -(-places[-1][1] // _ALIGNED) * _ALIGNED
     there = torch.empty(end, dtype=torch.uint8, device=device)
-    here = torch.empty(end, dtype=torch.uint8, pin_memory=True)
+    here = torch.empty(end, dtype=torch.uint8, pin_memory=device.type == "cuda")
     about, cameras, visible, positions = (
         there[a:b].view(dtype).view(shape)
         for (a, b), (shape, dtype) in zip(places, kinds, strict=True)
@@ -336,11 +336,12 @@ def _fields(prediction: Prediction, cameras: Tensor) -> list[Tensor]:
     ]  # fmt: skip
 
 
-def _sent_back(started: Started) -> tuple[Tensor, torch.cuda.Event]:
-    """Everything as one tensor (B, n) of float32, in pinned memory once the event is over."""
-    parts = [*started.fields, *([] if started.seen is None else [started.seen])]
-    parts.append(started.numbers)
+def _sent_back(started: Started) -> tuple[Tensor, torch.cuda.Event | None]:
+    """Fields and numbers as one float32 (B, n) on the host, once the event, if any, is over."""
+    parts = [*started.fields, started.numbers]
     flat = torch.cat([p.reshape(len(p), -1).view(torch.float32) for p in parts], 1)
+    if not flat.is_cuda:
+        return flat, None
     here = torch.empty(flat.shape, pin_memory=True)
     here.copy_(flat, non_blocking=True)
     with torch.cuda.device(flat.device):
@@ -349,28 +350,39 @@ def _sent_back(started: Started) -> tuple[Tensor, torch.cuda.Event]:
     return here, event
 
 
+def _unpacked(
+    flat: np.ndarray, fields: Sequence[Tensor], numbers: int
+) -> tuple[list[list[np.ndarray]], np.ndarray]:
+    """What `_sent_back` put together: arrays by clip and field, and the numbers (B, n)."""
+    places, end = [], 0
+    for field in fields:
+        begin, end = end, end + field[0].numel() * field.element_size() // 4
+        dtype = np.uint8 if field.dtype == torch.uint8 else np.float32
+        places.append((begin, end, dtype, tuple(field.shape[1:])))
+    rows = []
+    for row in flat:
+        kept = row[:end].copy()  # not pinned, as results may be kept for long
+        rows.append([kept[a:b].view(dtype).reshape(shape) for a, b, dtype, shape in places])
+    return rows, flat[:, end : end + 2 * numbers].copy().view(np.float64)
+
+
 def _result(
-    started: Started,
-    i: int,
-    fields: list[Tensor],
-    seen: Tensor | None,
-    outcome: str | None,
-    home: torch.device,
+    started: Started, i: int, fields: list[Any], outcome: str | None, home: torch.device | None
 ) -> Reconstruction:
+    def there(value: np.ndarray | None) -> Any:
+        return value if value is None or home is None else torch.from_numpy(value).to(home)
+
     clip = started.clips[i]
-    times = colors = None
-    if clip.whole is not None:
-        times, colors = (
-            None if value is None else torch.from_numpy(value).to(home)
-            for value in (clip.whole.times, clip.whole.colors)
-        )
-    if started.wholes is not None:
-        whole = started.wholes[i]
-        assert whole.visibility is not None
-        fields = [*fields, torch.from_numpy(whole.tracks).to(home)]
-        visibility = torch.from_numpy(whole.visibility).to(home)
+    if started.wholes is None:
+        *fields, seen = fields
+        shape = clip.tracks.shape[:2]
+        seen = seen[: math.prod(shape)]
+        kind = torch.bool if isinstance(seen, Tensor) else np.bool_
+        fields += [seen.view(kind).reshape(shape)]
     else:
-        assert seen is not None
-        shape = fields[-1].shape[:2]
-        visibility = seen[i, : math.prod(shape)].view(torch.bool).view(shape).to(home)
-    return Reconstruction(*fields, visibility, clip.image_size, times, colors, outcome)
+        whole = started.wholes[i]
+        fields = [*fields, there(whole.tracks), there(whole.visibility)]
+    times, colors = (
+        (there(clip.whole.times), there(clip.whole.colors)) if clip.whole else (None, None)
+    )
+    return Reconstruction(*fields, clip.image_size, times, colors, outcome)

@@ -126,7 +126,7 @@ def reconstruct(
         run = _load_once(run, device, precision)
     heads = (run.model if isinstance(run, Engine) else run).points.weight
     first = tracks[0] if isinstance(tracks, list | tuple) and batch else tracks
-    home = first.device if isinstance(first, Tensor) else torch.device("cpu")
+    home = first.device if isinstance(first, Tensor) else None
     groups = [
         (part, start([clips[i] for i in part], run, refine, home))
         for part in _groups(clips, run, heads.is_cuda)
@@ -137,8 +137,6 @@ def reconstruct(
         for i, result in zip(part, finish(started, home), strict=True)
     ]
     results = [result for _, result in sorted(found, key=lambda pair: pair[0])]
-    if not isinstance(first, Tensor):
-        results = [result.numpy() for result in results]
     if heads.device.type == "cpu":
         _malloc_trim()(0)
     return results if batch else results[0]
