@@ -20,7 +20,7 @@ from fasttracks.engine import Engine, run
 from fasttracks.errors import InputError
 from fasttracks.geometry import Prediction
 from fasttracks.long.windows import LONGEST, focal_correction
-from fasttracks.network import TracksTo4D
+from fasttracks.network import TracksTo4D, runnable
 from fasttracks.plausible import Counts, check, unremarkable
 from fasttracks.reconstruction import Reconstruction
 from fasttracks.tracks import Tracks, guessed_camera
@@ -100,8 +100,7 @@ def start(
     network = model.model if isinstance(model, Engine) else model
     wholes = None
     if _has_kernels(network) and all(clip.is_plain() for clip in clips):
-        device = network.points.weight.device
-        given = _on_device(clips, network.config.assumed_focal, device)
+        given = _on_device(clips, network, refine == "bundle")
     else:
         wholes = [clip.checked() for clip in clips]
         clips = [Clip.of(whole) for whole in wholes]
@@ -209,10 +208,11 @@ def _from_host(clips: Sequence[Tracks], network: TracksTo4D) -> _Inputs:
     )
 
 
-def _on_device(clips: Sequence[Clip], assumed_focal: float, device: torch.device) -> _Inputs:
+def _on_device(clips: Sequence[Clip], network: TracksTo4D, bundled: bool) -> _Inputs:
     """Clips by one copy of what the host has, and those of what is on a GPU already."""
     from fasttracks.kernels.prepare import count, prepare
 
+    device, assumed_focal = network.points.weight.device, network.config.assumed_focal
     batch, (frames, tracks) = len(clips), clips[0].tracks.shape[:2]
     wide = any(_is_wide(clip.tracks) for clip in clips)
     scores = any(v is not None and _is_scores(v) for v in (clip.visibility for clip in clips))
@@ -258,6 +258,7 @@ def _on_device(clips: Sequence[Clip], assumed_focal: float, device: torch.device
     there[:sent].copy_(here[:sent], non_blocking=True)
     for to, value in later:
         to.copy_(value) if isinstance(value, Tensor) else to.fill_(value)
+    _compile((positions, visible, cameras, about), network, bundled)
     found = prepare(positions, visible, cameras, about)
     return _Inputs(
         found.inputs,
@@ -268,6 +269,31 @@ def _on_device(clips: Sequence[Clip], assumed_focal: float, device: torch.device
         lambda: count(found),
         (positions, visible, cameras),
     )
+
+
+_compiled: set[tuple[torch.device, torch.dtype, bool]] = set()
+
+
+def _compile(raw: tuple[Tensor, ...], network: TracksTo4D, bundled: bool) -> None:
+    """Once, have Triton compile side by side what a call needs, rather than one after the other."""
+    device, dtype = raw[0].device, next(network.blocks.parameters()).dtype
+    if device.type != "cuda" or (device, dtype, bundled) in _compiled:
+        return
+    from fasttracks.kernels.ahead import compile_ahead
+    from fasttracks.kernels.prepare import count, prepare
+
+    def work() -> None:
+        found = prepare(*raw)
+        count(found)
+        prediction = network.by(found.inputs, runnable(network.backend, device, dtype, grad=False))
+        if bundled:
+            from fasttracks.refine.bundle import bundle_tensors
+
+            bundle_tensors(*prediction, found.inputs, raw[3][:, 2] > 0)
+
+    with torch.no_grad():
+        compile_ahead(work, device)
+    _compiled.add((device, dtype, bundled))
 
 
 def _is_wide(value: Array) -> bool:
@@ -332,8 +358,15 @@ def _fields(prediction: Prediction, cameras: Tensor) -> list[Tensor]:
     reprojection = (p.projection[..., None, :] * k[..., None, :2, :2]).sum(-1)
     reprojection += k[..., None, :2, 2]
     return [
-        p.points, p.points_camera, pose, intrinsics, reprojection, p.basis, p.coefficients, p.motion
-    ]  # fmt: skip
+        p.points,
+        p.points_camera,
+        pose,
+        intrinsics,
+        reprojection,
+        p.basis.contiguous(),
+        p.coefficients,
+        p.motion,
+    ]
 
 
 def _sent_back(started: Started) -> tuple[Tensor, torch.cuda.Event | None]:

@@ -142,9 +142,7 @@ def reconstruct(
     return results if batch else results[0]
 
 
-def _groups(
-    clips: Sequence[Clip], model: TracksTo4D | Engine, on_gpu: bool
-) -> Iterator[list[int]]:
+def _groups(clips: Sequence[Clip], model: TracksTo4D | Engine, on_gpu: bool) -> Iterator[list[int]]:
     """Which clips go together: those of one shape; on a GPU a few at a time.
 
     While it is at some, the host takes what comes of those before.

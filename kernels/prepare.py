@@ -5,7 +5,7 @@ as on the CPU); it leaves counts by block of tracks. A second adds these up, one
 which nothing has to wait for before the network runs. `fasttracks.plausible` reads the counts.
 """
 # mypy: allow-untyped-defs
-# ruff: noqa: PLR0915
+# ruff: noqa: PLR0124, PLR0915, PLR1714
 
 from typing import NamedTuple
 
@@ -163,9 +163,7 @@ def _prepare(
         known = mask & (_is_nan(x, y) == 0)
         value = tl.load(visible + token, mask=mask, other=0)
         seen = known & (value > 0.5 if SCORES else value != 0)
-        latest = tl.maximum(
-            tl.associative_scan(tl.where(known, t, -1), 0, _max), latest_known
-        )
+        latest = tl.maximum(tl.associative_scan(tl.where(known, t, -1), 0, _max), latest_known)
         latest_known = tl.max(latest, 0, keep_dims=True)
         source = tl.where(latest < 0, tl.where(first_known < T, first_known, 0), latest)
         at = (b * T + source) * N + n

@@ -24,7 +24,7 @@ def model():
 def quick(monkeypatch, kernel_device):
     """As on a GPU; to call for the usual way again."""
     monkeypatch.setattr(batch, "_has_kernels", lambda network: True)
-    return lambda: monkeypatch.undo()
+    return monkeypatch.undo
 
 
 def both(quick, *arguments, **given):
@@ -77,9 +77,7 @@ def test_unknown_focal_length_and_a_batch(quick):
 def test_a_tracks_keeps_what_it_knows(quick, model):
     rng = np.random.default_rng(0)
     colors = rng.integers(0, 255, (N, 3)).astype(np.uint8)
-    whole = Tracks(
-        pixels(), image_size=SIZE, fps=25, colors=colors, content=(10, 0, 470, 640)
-    )
+    whole = Tracks(pixels(), image_size=SIZE, fps=25, colors=colors, content=(10, 0, 470, 640))
     assert_same(*both(quick, whole, model=model))
 
 
