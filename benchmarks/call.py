@@ -63,9 +63,9 @@ def prediction_of(rec: Any, clip: Tracks, camera: np.ndarray) -> Prediction:
 
 def calls_of(clip: Tracks, camera: np.ndarray, network: Any, kept: Any) -> dict[str, Any]:
     """What is timed, by column; each returns what it made."""
-    given = {"visibility": clip.visibility, "image_size": clip.image_size}
+    given: dict[str, Any] = {"visibility": clip.visibility, "image_size": clip.image_size}
     known = {**given, "intrinsics": camera[0]}
-    on_gpu = {
+    on_gpu: dict[str, Any] = {
         "tracks": torch.from_numpy(clip.tracks).cuda(),
         "visibility": torch.from_numpy(np.asarray(clip.visibility)).cuda(),
         "intrinsics": torch.from_numpy(camera[0].copy()).cuda(),
@@ -175,7 +175,7 @@ def clips_a_second() -> dict[str, Any]:
     clip = sample_clip(256, 50)
     camera = clip.camera()[0]
     many = np.stack([clip.tracks] * BATCH)
-    seen = np.stack([clip.visibility] * BATCH)
+    seen = np.stack([np.asarray(clip.visibility)] * BATCH)
     size = clip.image_size
 
     def call() -> Any:
@@ -186,7 +186,7 @@ def clips_a_second() -> dict[str, Any]:
     apart = max(_relative(rec.points, alone.points) for rec in call())
     rate = 1e3 * BATCH / float(np.median(ms))
     print(f"{BATCH} clips of 256 × 50: {rate:.0f} clips a second (bar {CLIPS_A_SECOND})")
-    unequal = [sample_clip(200 + 8 * (i % 4), 40 + i % 3) for i in range(BATCH)]
+    unequal: Any = [sample_clip(200 + 8 * (i % 4), 40 + i % 3) for i in range(BATCH)]
     mixed = milliseconds(lambda: fasttracks.reconstruct(unequal), 5)
     return {
         "clips": BATCH, "clips a second": round(rate), "bar": CLIPS_A_SECOND, "apart": apart,
@@ -233,9 +233,7 @@ def memory(calls: int = 2000) -> dict[str, Any]:
             marks[str(i)] = {
                 "host MB": int(status.split("VmRSS:")[1].split()[0]) // 1024,
                 "GPU MB, reserved": torch.cuda.memory_reserved() >> 20,
-                "GPU MB, used": (lambda free, total: (total - free) >> 20)(
-                    *torch.cuda.mem_get_info()
-                ),
+                "GPU MB, free": torch.cuda.mem_get_info()[0] >> 20,
             }
             print(f"memory after {i} calls: {marks[str(i)]}", flush=True)
         frames, tracks = int(rng.integers(4, 60)), int(rng.integers(8, 400))

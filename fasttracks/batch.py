@@ -32,7 +32,7 @@ Array = np.ndarray | Tensor
 
 
 class Clip(NamedTuple):
-    """What was given of a clip: numpy arrays, or tensors on a GPU, whose values nobody looked at."""
+    """What was given of a clip: numpy arrays or a GPU's tensors, whose values nobody looked at."""
 
     tracks: Any  # (T, N, 2)
     visibility: Any = None
@@ -48,8 +48,8 @@ class Clip(NamedTuple):
         """As a `Tracks` that can be pixels of its image; on the host."""
         clip = self.whole
         if clip is None:
-            host = (_on_host(v) for v in (self.tracks, self.visibility, self.intrinsics))
-            clip = Tracks(*host, self.image_size)
+            tracks, seen, cameras = map(_on_host, (self.tracks, self.visibility, self.intrinsics))
+            clip = Tracks(tracks, seen, cameras, self.image_size)
         check(clip)
         return clip
 
@@ -76,7 +76,7 @@ class _Inputs(NamedTuple):
     known: Tensor  # (B,) bool, whether these were given
     tracks: Tensor | None = None  # (B, T, N, 2) float32, complete; None: those of `Tracks`
     seen: Tensor | None = None  # (B, at least T N) uint8
-    count: Callable[[], Tensor] | None = None  # to `Counts`, (B, 16)
+    counted: Callable[[], Tensor] | None = None  # for `Counts`, (B, 16)
     raw: tuple[Tensor, ...] = ()  # what `tracks` were made from
 
 
@@ -114,7 +114,7 @@ def start(
         cameras[..., :2] *= factor.double()[:, None, None, None]
     prediction, how, outcome = _predict(model, inputs, given.known, refine)
     numbers = [torch.isfinite(prediction.projection).flatten(1).all(1)[:, None].double()]
-    numbers += [given.count()] if given.count else []
+    numbers += [given.counted()] if given.counted else []
     numbers += [] if how is None else [how]
     fields = _fields(prediction, cameras)
     if given.tracks is not None and given.seen is not None:
@@ -133,6 +133,7 @@ def finish(started: Started, home: torch.device | None) -> list[Reconstruction]:
     """
     count = len(started.clips)
     rows: list[list[Any]]
+    numbers: Any
     if started.back is None:
         rows = [[] for _ in range(count)]
         for field in started.fields:
@@ -418,4 +419,5 @@ def _result(
     times, colors = (
         (there(clip.whole.times), there(clip.whole.colors)) if clip.whole else (None, None)
     )
-    return Reconstruction(*fields, clip.image_size, times, colors, outcome)
+    values: list[Any] = [*fields, clip.image_size, times, colors, outcome]
+    return Reconstruction(*values)

@@ -32,9 +32,9 @@ def as_numbers(value: Any, name: str) -> np.ndarray:
 
 def as_array(value: Any, name: str) -> Any:
     """`as_numbers`, or a tensor of numbers that is on a GPU as it is, to be left there."""
-    if getattr(value, "is_cuda", False) and str(value.layout) == "torch.strided":
-        if not (value.is_quantized or value.is_nested or value.is_complex()):
-            return value
+    strided = getattr(value, "is_cuda", False) and str(value.layout) == "torch.strided"
+    if strided and not (value.is_quantized or value.is_nested or value.is_complex()):
+        return value
     return as_numbers(value, name)
 
 

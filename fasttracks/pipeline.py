@@ -207,7 +207,7 @@ def _clips(
 
 
 def _each(value: Any, count: int, name: str, ndim: int) -> list[Any]:
-    """One value a clip: the rows of an array of `ndim` axes or of a list of arrays, else the same."""
+    """One value a clip: rows of an array of `ndim` axes, or a list of arrays; else all the same."""
     by_clip = isinstance(value, list | tuple) and any(hasattr(v, "ndim") for v in value)
     if not by_clip and getattr(value, "ndim", 0) != ndim:
         return [value] * count

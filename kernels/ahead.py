@@ -1,11 +1,9 @@
 """Compiling kernels before they are launched: side by side, and for GPUs that are not here."""
 
-import functools
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,12 +11,12 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
-from fasttracks.kernels.device import pretend
+from fasttracks.kernels import device
 
 _lock = threading.Lock()
 
 
-def compile_ahead(work: Callable[[], Any], device: torch.device) -> int:
+def compile_ahead(work: Callable[[], Any], on: torch.device) -> int:
     """Compile side by side what `work` launches and this process has not compiled, or else loaded.
 
     `work` runs with those launches left out, so what it makes is for nothing, and it must not wait
@@ -35,8 +33,8 @@ def compile_ahead(work: Callable[[], Any], device: torch.device) -> int:
 
     def compile_one(job: tuple[Any, str]) -> None:
         kernel, specialised = job
-        if device.type == "cuda":
-            torch.cuda.set_device(device)  # of this thread
+        if on.type == "cuda":
+            torch.cuda.set_device(on)  # of this thread
         kernel.preload(specialised)
 
     with _lock:
@@ -52,16 +50,13 @@ def compile_ahead(work: Callable[[], Any], device: torch.device) -> int:
     return len(wanted)
 
 
-@contextmanager
-def pretending(architecture: int) -> Iterator[None]:
-    """Take the CPU for a GPU of a compute capability such as 90, to compile for it; in a process
-    that does nothing else. Kernels can't run.
+def pretend(architecture: int) -> None:
+    """Take the CPU for a GPU of a compute capability such as 90, to compile for it.
+
+    For a process that does nothing else, as kernels can't run in it any more.
     """
-    pretend((architecture // 10, architecture % 10))
+    device.pretend((architecture // 10, architecture % 10))
     driver.set_active(_Absent(architecture))
-    yield
-    pretend(None)
-    driver.reset_active()
 
 
 class _Absent:
@@ -78,7 +73,3 @@ class _Absent:
 
     def get_current_stream(self, device: int) -> int:
         return 0
-
-    @functools.cached_property
-    def utils(self) -> Any:
-        raise RuntimeError("no kernel can be loaded without a GPU")

@@ -4,7 +4,6 @@ import functools
 
 import torch
 
-
 _pretended: tuple[int, int] | None = None
 
 

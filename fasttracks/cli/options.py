@@ -110,9 +110,8 @@ def parser() -> argparse.ArgumentParser:
     sub = command("compile", "compile kernels ahead, so that first calls need not: for images")
     sub.add_argument(
         "--arch",
-        action="append",
         metavar="sm_90",
-        help="a GPU that is not here; may be given several times (default: the GPU that is)",
+        help="compute capability of a GPU that is not here (default: the GPU that is)",
     )
     sub.add_argument("--model", default="base", help="base, or a weights file")
     sub.add_argument("--precision", default="auto", help="auto (fp16), fp32, fp16, bf16")
