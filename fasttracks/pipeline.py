@@ -88,19 +88,25 @@ def reconstruct(
     torch tensor, then torch on its device. The same input gives the same output, bit for
     bit, on the same device, with the same precision and, on a CPU, number of threads.
 
+    On a GPU a shape that comes back is a CUDA graph from its second call on; up to 16 are kept for
+    each model. Tensors that are on the GPU stay there, and nothing waits for them: what only their
+    values tell, such as pixels of another image, is raised or warned of by the first method of the
+    result that looks at them (`numpy`, `save`, `repr`, ...), or by its `check`. It does wait where
+    `refine` is given, and where neither intrinsics nor image_size are.
+
     Args:
         tracks: (T, N, 2) pixels, as CoTracker and KLT give them, NaN where unseen; or a
-            `Tracks`, which brings its own visibility, intrinsics and image size; or
-            (B, T, N, 2), for which a list of B results is returned.
-        visibility: (T, N) or (B, T, N) bool; None: every finite position was seen.
-        intrinsics: (3, 3), (T, 3, 3) or, for a batch, (B, T, 3, 3) pixels; None: a guess
+            `Tracks`, which brings its own visibility, intrinsics and image size; or for a
+            list of B results (B, T, N, 2), or a list of arrays or `Tracks` of any sizes.
+        visibility: (T, N) or (B, T, N) bool, or a list; None: every finite position was seen.
+        intrinsics: (3, 3), (T, 3, 3) or, for a batch, (B, T, 3, 3) pixels, or a list; None: a guess
             from `image_size`, corrected by a model that predicts the focal length, in a first
             pass over at most 128 of the tracks.
         image_size: (height, width) pixels; None with no intrinsics: taken from the extent
             of the tracks, with a warning.
         model: a shipped name, a path to .safetensors, or a loaded model, which then
-            stays on its device and in its precision; or an `Engine` around one, for many
-            calls on a GPU.
+            stays on its device and in its precision; or an `Engine` around one, which is
+            ready ahead.
         device: "auto", "cpu", "cuda", "cuda:1", ...
         precision: "auto", "fp32", "fp16" or "bf16".
         refine: "bundle" adjusts cameras and points to the tracks, in about the time of the

@@ -18,8 +18,8 @@ from fasttracks.kernels.common import overlap, wait_for_previous
 from fasttracks.kernels.launches import launch
 
 BINS = 256  # of hashes of positions, to find one that comes again and again
-_SAMPLES = 64  # of distances from frame to frame, and from track to track
-_PARTS = 16  # numbers that a block of tracks leaves, and a clip gets
+SAMPLES = 64  # of distances from frame to frame, and from track to track
+PARTS = 16  # numbers that a block of tracks leaves, and a clip gets
 
 
 @triton.jit
@@ -334,7 +334,7 @@ def prepare(
     inputs, tracks = new(B, T, N, 3), new(B, T, N, 2)
     # Clips lie so that they can be taken for float32, to be moved with the rest of an answer.
     seen = new(B, triton.cdiv(T * N, 4) * 4, dtype=torch.uint8)
-    parts = new(B, blocks, _PARTS, dtype=torch.float64)
+    parts = new(B, blocks, PARTS, dtype=torch.float64)
     zeros = torch.zeros(B * (BINS + T + 1), dtype=torch.int32, device=device)
     bins, links = zeros[: B * BINS], zeros[B * BINS :]
     with torch.cuda.device_of(positions):  # nothing for a CPU tensor, in the interpreter
@@ -345,7 +345,7 @@ def prepare(
             FARTHEST=FARTHEST,
             SCORES=visible.dtype != torch.uint8,
             BINS=BINS,
-            PARTS=_PARTS,
+            PARTS=PARTS,
             **options,
             **overlap(device),
         )
@@ -356,7 +356,7 @@ def count(prepared: Prepared) -> torch.Tensor:
     """Counts (B, 16) float64 of each clip, which `plausible.Counts` names; completes `tracks`."""
     B, T, N, _ = prepared.tracks.shape
     parts, device = prepared.left[0], prepared.tracks.device
-    counts = torch.empty(B, _PARTS, dtype=torch.float64, device=device)
+    counts = torch.empty(B, PARTS, dtype=torch.float64, device=device)
     with torch.cuda.device_of(counts):
         _count[(B,)](
             *(*prepared.left, prepared.tracks, counts),
@@ -364,8 +364,8 @@ def count(prepared: Prepared) -> torch.Tensor:
             N,
             parts.shape[1],
             BINS=BINS,
-            PARTS=_PARTS,
-            SAMPLES=_SAMPLES,
+            PARTS=PARTS,
+            SAMPLES=SAMPLES,
             **launch("count", B * T * N, device),
             **overlap(device),
         )

@@ -34,4 +34,5 @@ def sample_clip(tracks: int, frames: int) -> Tracks:
 
 def sample_inputs(tracks: int, frames: int, device: torch.device | str) -> Tensor:
     """`sample_clip` as the network takes it: (1, T, N, 3), float32."""
-    return sample_clip(tracks, frames).inputs().float()[None].to(device)
+    clip = sample_clip(tracks, max(2, frames))
+    return clip.inputs()[:frames].float()[None].to(device)
