@@ -164,3 +164,36 @@ def test_a_result_that_was_not_waited_for_says_what_is_wrong_when_looked_at(mode
     rec.check()
     assert "100 tracks" in repr(rec)
     assert "_unchecked" not in vars(rec)
+
+
+@pytest.mark.gpu
+def test_cuda_tensors_are_not_waited_for():
+    model = fasttracks.load("base", device="cuda", backend="triton")
+    given = {"intrinsics": torch.from_numpy(K).cuda(), "image_size": SIZE, "model": model}
+    tracks = torch.from_numpy(pixels()).cuda()
+    for _ in range(3):
+        expected = fasttracks.reconstruct(pixels(), intrinsics=K, image_size=SIZE, model=model)
+        fasttracks.reconstruct(tracks, **given)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = fasttracks.reconstruct(tracks, **given)
+        wrong = fasttracks.reconstruct(tracks * 4, **given)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert found.points.is_cuda
+    for name, value in vars(expected).items():
+        if isinstance(value, np.ndarray):
+            assert np.array_equal(getattr(found.numpy(), name), value), name
+    with pytest.raises(InputError, match="larger one"):
+        wrong.numpy()
+
+
+@pytest.mark.gpu
+def test_graphs_follow_the_weights():
+    model = fasttracks.load("base", device="cuda", backend="triton")
+    before = [fasttracks.reconstruct(pixels(), image_size=SIZE, model=model) for _ in range(3)]
+    model.load_state_dict({k: 1.1 * v for k, v in model.state_dict().items()}, assign=True)
+    after = [fasttracks.reconstruct(pixels(), image_size=SIZE, model=model) for _ in range(3)]
+    for same in (before, after):
+        assert all(np.array_equal(rec.points, same[0].points) for rec in same)
+    assert not np.allclose(before[0].points, after[0].points)
