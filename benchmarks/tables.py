@@ -80,7 +80,10 @@ def forward() -> str:
 def calls() -> str:
     """`reconstruct` end to end: p50 and p99 in ms, by what goes in and comes out."""
     lines: dict[str, dict[str, str]] = {}
-    for row in read(SHOWN)["call"]:
+    rows = read(SHOWN).get("call")
+    if not rows:
+        return "Not measured yet; `python benchmarks/call.py -o FOLDER` writes the figures."
+    for row in rows:
         line = lines.setdefault(row["column"], {"p50 (p99), ms": row["column"]})
         line["{tracks} × {frames}".format_map(row)] = "{p50 ms:.3g} ({p99 ms:.3g})".format_map(row)
     return _table(list(lines.values()))
