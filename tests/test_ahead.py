@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-pytest.importorskip("triton")
+nvidia = pytest.importorskip("triton.backends.nvidia.driver")
 
 _LAUNCHES = """
 import torch
@@ -51,6 +51,10 @@ def test_a_launch_finds_what_was_compiled_ahead(tmp_path):
         check=True,
     ).stdout.splitlines()
     assert out == ["2", "[('_count', False), ('_prepare', False)]", "[('_prepare', True)]"]
+    # And the C code that launches kernels, once or for each, as Triton's version has it.
+    libraries = [path.name.split(".")[0] for path in tmp_path.rglob("*.so")]
+    assert libraries.count("cuda_utils") == 1
+    assert libraries.count("__triton_launcher") == 2 * hasattr(nvidia, "make_launcher")
 
 
 def test_architectures_that_are_none(capsys):
