@@ -277,9 +277,11 @@ _compiled: set[tuple[torch.device, torch.dtype, bool]] = set()
 
 def _compile(raw: tuple[Tensor, ...], network: TracksTo4D, bundled: bool) -> None:
     """Once, have Triton compile side by side what a call needs, rather than one after the other."""
-    device, dtype = raw[0].device, next(network.blocks.parameters()).dtype
+    block: Any = network.blocks[0]
+    device, dtype = raw[0].device, block.qkv.weight.dtype
     if device.type != "cuda" or (device, dtype, bundled) in _compiled:
         return
+    raw = (*(part[:, :LONGEST] for part in raw[:3]), raw[3])
     from fasttracks.kernels.ahead import compile_ahead
     from fasttracks.kernels.prepare import count, prepare
 

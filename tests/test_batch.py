@@ -1,4 +1,4 @@
-"""Clips that are prepared by the kernel, and judged by counts, as on a GPU; here interpreted."""
+"""Clips that are prepared by the kernel, and judged by counts; interpreted where no GPU is."""
 
 import warnings
 
@@ -15,14 +15,17 @@ from fasttracks.tracks import Tracks
 SIZE = (480, 640)
 
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
 @pytest.fixture
 def model():
-    return tiny_network(dtype=torch.float32)
+    return tiny_network(dtype=torch.float32).to(DEVICE)
 
 
 @pytest.fixture
 def quick(monkeypatch, kernel_device):
-    """As on a GPU; to call for the usual way again."""
+    """As on a GPU with kernels; to call for the usual way again."""
     monkeypatch.setattr(batch, "_has_kernels", lambda network: True)
     return monkeypatch.undo
 
@@ -68,7 +71,7 @@ def test_a_track_that_is_never_known_gets_the_mean(quick, model):
 
 
 def test_unknown_focal_length_and_a_batch(quick):
-    model = fasttracks.load("base", device="cpu")
+    model = fasttracks.load("base", device=DEVICE, precision="fp32", backend="torch")
     xy = np.stack([pixels()[:6, :9], pixels()[6:12, :9]])
     for found, expected in zip(*both(quick, xy, image_size=SIZE, model=model), strict=True):
         assert_same(found, expected)
@@ -153,7 +156,9 @@ def test_clips_of_several_shapes_come_back_in_their_order(model):
         fasttracks.reconstruct(clips, seen[:2], image_size=SIZE, model=model)
 
 
-def test_a_result_that_was_not_waited_for_says_what_is_wrong_when_looked_at(model, monkeypatch):
+def test_a_result_not_waited_for_says_what_is_wrong_when_looked_at(
+    model, monkeypatch, kernel_device
+):
     monkeypatch.setattr(batch, "_has_kernels", lambda network: True)
     monkeypatch.setattr(batch, "_is_host", lambda home: False)
     rec = fasttracks.reconstruct(torch.from_numpy(pixels() * 4), image_size=SIZE, model=model)
