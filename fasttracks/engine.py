@@ -1,9 +1,11 @@
 """`Engine`: a network made ready for many calls that must be quick."""
 
 import math
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from threading import Lock
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -15,6 +17,10 @@ from fasttracks.network import TracksTo4D
 
 Shape = tuple[int, int, int]  # B clips, T frames, N tracks
 
+# Of models without an engine: graphs that are kept, shapes that are remembered, and the tokens up
+# to which the launches one by one take longer than the GPU's work.
+_MOST_GRAPHS, _MOST_MET, _MOST_TOKENS = 16, 256, 1 << 16
+
 
 class _Graph(NamedTuple):
     """The whole forward of one shape, ready to be replayed."""
@@ -23,16 +29,74 @@ class _Graph(NamedTuple):
     tracks: Tensor  # what it reads
     flat: Tensor  # what it writes: all fields of the prediction, one after the other
     prediction: Prediction  # the fields, views of `flat`
-    done: torch.cuda.Event  # after the engine's last call
+    done: torch.cuda.Event  # after the last call
+
+
+class _Replays:
+    """CUDA graphs of a network's forward by shape, which share memory and take turns.
+
+    Calls may come from several threads and streams. The network itself is not kept here.
+    """
+
+    def __init__(self, model: TracksTo4D, size: int) -> None:
+        device = model.points.weight.device
+        self.lock = Lock()
+        self._graphs: GraphCache[_Graph] = GraphCache(size)  # by (B, T, N, 3)
+        self._device = device
+        with torch.cuda.device(device):
+            self._weights = [p.detach() for p in model.parameters()]  # that graphs point into
+            self._pool = torch.cuda.graph_pool_handle()
+            self._stream = torch.cuda.Stream()
+            self._done = torch.cuda.Event()  # what the last caller's stream had to do
+        self._caller: torch.cuda.Stream | None = None
+
+    def __len__(self) -> int:
+        return len(self._graphs)
+
+    def get(self, shape: tuple[int, ...]) -> _Graph | None:
+        """The shape's graph, if it was captured; the lock is held."""
+        return self._graphs.get(shape)
+
+    def ready(self, model: TracksTo4D, inputs: Tensor) -> _Graph:
+        """A graph that reads `inputs`, captured now if there is none; the lock is held."""
+
+        def forward() -> tuple[list[Tensor], Tensor]:
+            parts = [field.contiguous() for field in model(inputs)]
+            return parts, torch.cat([part.view(-1) for part in parts])
+
+        def captured() -> _Graph:
+            self._stream.wait_event(self._done)
+            with torch.no_grad():
+                graph, (parts, flat) = capture(forward, pool=self._pool, stream=self._stream)
+            return _Graph(graph, inputs, flat, _fields(flat, parts), self._done)
+
+        with torch.cuda.device(self._device):
+            return self.get(inputs.shape) or self._graphs.add(inputs.shape, captured)
+
+    def replay(self, ready: _Graph, tracks: Tensor, copy: bool) -> Prediction:
+        """What a graph says of other tracks; the lock is held."""
+        # As Triton's launcher finds it: a `torch.cuda.Stream` takes ten times as long.
+        number = torch._C._cuda_getCurrentRawStream(self._device.index)
+        if self._caller is None or self._caller.cuda_stream != number:
+            self._caller = torch.cuda.current_stream(self._device)
+            self._caller.wait_event(self._done)
+        ready.tracks.copy_(tracks.detach())  # else gradients' history would grow call by call
+        ready.graph.replay()  # on its own device's current stream, as is all of this
+        flat = ready.flat.clone() if copy else None
+        self._done.record(self._caller)
+        return ready.prediction if flat is None else _fields(flat, ready.prediction)
 
 
 class Engine:
-    """Calls a network at the least latency that its GPU allows.
+    """Calls a network at the least latency that its GPU allows, within limits that are known.
 
     On CUDA each shape is captured as a CUDA graph at its first use, or ahead by `warm_up`; from
     then on a call is a copy of the input and one launch, without waiting for the GPU. Memory is
     taken once, for the largest shape, and shared by all. The network has no masks, so shapes are
     exact: nothing is padded. On the CPU the network just runs.
+
+    `reconstruct` keeps graphs for any model; an engine is for those who want none captured, and no
+    memory taken, while they serve.
 
     Calls may come from several threads and CUDA streams: they take turns. The weights are those
     that the network has now; don't move it to another device or dtype.
@@ -65,27 +129,19 @@ class Engine:
                 raise InputError(f"{name}: expected at least 1, found {value}")
         self.model = model
         self.limits: Shape = (max_clips, max_frames, max_tracks)
-        self._heads = model.points.weight
-        self._lock = Lock()
-        self._graphs: GraphCache[_Graph] = GraphCache(max_graphs)  # by (B, T, N, 3)
-        self._device = self._heads.device if self._heads.is_cuda else None
-        if self._device:
-            with torch.cuda.device(self._device):
-                self._weights = [p.detach() for p in model.parameters()]  # that graphs point into
-                self._input = self._heads.new_zeros(3 * max_clips * max_frames * max_tracks)
-                self._pool = torch.cuda.graph_pool_handle()
-                self._stream = torch.cuda.Stream()
-                self._done = torch.cuda.Event()  # what the last caller's stream had to do
-                self._caller: torch.cuda.Stream | None = None
-                self.warm_up([self.limits])
+        heads = model.points.weight
+        self._replays = _Replays(model, max_graphs) if heads.is_cuda else None
+        self._input = heads.new_zeros(3 * math.prod(self.limits) if heads.is_cuda else 0)
+        if heads.is_cuda:
+            self.warm_up([self.limits])
 
     def warm_up(self, shapes: Iterable[Shape]) -> None:
         """Get (clips, frames, tracks) ready ahead of their first call; nothing to do on the CPU."""
         for shape in shapes:
             self._check((*shape, 3))
-            if self._device:
-                with self._lock, torch.cuda.device(self._device):
-                    self._ready((*shape, 3))
+            if self._replays:
+                with self._replays.lock:
+                    self._ready(self._replays, (*shape, 3))
 
     def __call__(self, tracks: Tensor, *, copy: bool = True) -> Prediction:
         """The network's prediction for tracks (B, T, N, 3), as `TracksTo4D.forward` takes them.
@@ -103,26 +159,17 @@ class Engine:
             InputError: a shape that is none, or beyond the limits.
         """
         shape = tracks.shape
-        if self._device is None:
+        replays = self._replays
+        if replays is None:
             self._check(shape)
             with torch.no_grad():
-                return self.model(tracks.to(self._heads))
-        with self._lock:
-            ready = self._graphs.get(shape)
+                return self.model(tracks.to(self.model.points.weight))
+        with replays.lock:
+            ready = replays.get(shape)
             if ready is None:
                 self._check(shape)
-                with torch.cuda.device(self._device):
-                    ready = self._ready(shape)
-            # As Triton's launcher finds it: a `torch.cuda.Stream` takes ten times as long.
-            number = torch._C._cuda_getCurrentRawStream(self._device.index)
-            if self._caller is None or self._caller.cuda_stream != number:
-                self._caller = torch.cuda.current_stream(self._device)
-                self._caller.wait_event(self._done)
-            ready.tracks.copy_(tracks.detach())  # else gradients' history would grow call by call
-            ready.graph.replay()  # on its own device's current stream, as is all of this
-            flat = ready.flat.clone() if copy else None
-            self._done.record(self._caller)
-        return ready.prediction if flat is None else _fields(flat, ready.prediction)
+                ready = self._ready(replays, shape)
+            return replays.replay(ready, tracks, copy)
 
     def _check(self, shape: tuple[int, ...]) -> None:
         if len(shape) != 4 or shape[3] != 3:
@@ -133,21 +180,66 @@ class Engine:
                 f"found {tuple(shape[:3])}"
             )
 
-    def _ready(self, shape: tuple[int, ...]) -> _Graph:
-        """The shape's graph, captured now if it isn't there; the lock is held."""
-        return self._graphs.get(shape) or self._graphs.add(shape, lambda: self._capture(shape))
+    def _ready(self, replays: _Replays, shape: tuple[int, ...]) -> _Graph:
+        return replays.ready(self.model, self._input[: math.prod(shape)].view(shape))
 
-    def _capture(self, shape: tuple[int, ...]) -> _Graph:
-        inputs = self._input[: math.prod(shape)].view(shape)
 
-        def forward() -> tuple[list[Tensor], Tensor]:
-            parts = [field.contiguous() for field in self.model(inputs)]
-            return parts, torch.cat([part.view(-1) for part in parts])
+class _Kept:
+    """Graphs of a network for the shapes that come back, as long as its weights are where they are.
 
-        self._stream.wait_event(self._done)
+    A shape is captured at its second call: clips of ever other sizes capture nothing.
+    """
+
+    def __init__(self, model: TracksTo4D) -> None:
+        self._replays = _Replays(model, _MOST_GRAPHS)
+        self._met: OrderedDict[tuple[int, ...], None] = OrderedDict()
+        self._backend = model.backend
+        self._places = [
+            (module._parameters, name, parameter, parameter.data_ptr())
+            for module in model.modules()
+            for name, parameter in module._parameters.items()
+            if parameter is not None
+        ]
+
+    def fits(self, model: TracksTo4D) -> bool:
+        """Whether the graphs still read the model's own weights."""
+        return self._backend is model.backend and all(
+            owner.get(name) is parameter and parameter.data_ptr() == place
+            for owner, name, parameter, place in self._places
+        )
+
+    def __call__(self, model: TracksTo4D, tracks: Tensor) -> Prediction:
+        shape = tracks.shape
+        if shape[:-1].numel() <= _MOST_TOKENS:
+            with self._replays.lock:
+                ready = self._replays.get(shape)
+                if ready is None and shape in self._met:
+                    ready = self._replays.ready(model, torch.empty_like(tracks).copy_(tracks))
+                if ready is not None:
+                    return self._replays.replay(ready, tracks, copy=True)
+                self._met[shape] = None
+                if len(self._met) > _MOST_MET:
+                    self._met.popitem(last=False)
         with torch.no_grad():
-            graph, (parts, flat) = capture(forward, pool=self._pool, stream=self._stream)
-        return _Graph(graph, inputs, flat, _fields(flat, parts), self._done)
+            return model(tracks)
+
+
+_kept: "WeakKeyDictionary[TracksTo4D, _Kept]" = WeakKeyDictionary()
+_keeping = Lock()
+
+
+def run(model: TracksTo4D | Engine, tracks: Tensor) -> Prediction:
+    """A model's or an engine's prediction, by a CUDA graph where one pays; without gradients."""
+    if isinstance(model, Engine):
+        return model(tracks)
+    if not model.points.weight.is_cuda:
+        with torch.no_grad():
+            return model(tracks)
+    with _keeping:
+        kept = _kept.get(model)
+        if kept is None or not kept.fits(model):
+            kept = _kept[model] = _Kept(model)
+    return kept(model, tracks)
 
 
 def _fields(flat: Tensor, like: Sequence[Tensor]) -> Prediction:

@@ -20,6 +20,7 @@ FLOORS = [
     {"export", "viewers"},
     {"reconstruction", "refine"},
     {"long"},
+    {"batch"},
     {"pipeline", "video"},
     {"trackers", "evaluation", "performance"},
     {"stream"},

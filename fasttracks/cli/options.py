@@ -107,6 +107,15 @@ def parser() -> argparse.ArgumentParser:
     )
     _network_options(sub)
 
+    sub = command("compile", "compile kernels ahead, so that first calls need not: for images")
+    sub.add_argument(
+        "--arch",
+        metavar="sm_90",
+        help="compute capability of a GPU that is not here (default: the GPU that is)",
+    )
+    sub.add_argument("--model", default="base", help="base, or a weights file")
+    sub.add_argument("--precision", default="auto", help="auto (fp16), fp32, fp16, bf16")
+
     command("env", "print versions and devices, for a bug report")
 
     sub = command("completion", "print a script that completes commands and options in a shell")

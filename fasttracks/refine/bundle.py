@@ -24,6 +24,7 @@ Then, the cameras held, the low-rank motion is fitted to the tracks that no stat
 (`motion`), with priors on their depths and accelerations.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -94,23 +95,29 @@ def bundle(
     is found. float32 in and out; the best start is found in float32, and made accurate in
     float64. Finite whatever the tracks are.
     """
-    run = partial(replayed, bundle_tensors) if has_kernels(tracks.device) else bundle_tensors
-    *fields, before, after, kept, doubtful, gain, flat, static, thin, apart = run(
-        *prediction, tracks, known_focal
-    )
+    adjusted, before, after, how = adjust_all(prediction, tracks, known_focal)
     iterations = _COARSE_ROUNDS * _COARSE_ITERATIONS + _FINE_ROUNDS * _FINE_ITERATIONS
-    how = (kept, doubtful, gain, flat, static, thin, apart)
-    outcome = [_outcome(*values) for values in zip(*(v.tolist() for v in how), strict=True)]
-    return Prediction(*fields), Report(before, after, iterations, outcome)
+    return adjusted, Report(before, after, iterations, [outcome(row) for row in how.tolist()])
+
+
+def adjust_all(
+    prediction: Prediction, tracks: Tensor, known_focal: Tensor
+) -> tuple[Prediction, Tensor, Tensor, Tensor]:
+    """What `bundle` does, without waiting for the device: the prediction, cost before and after,
+    and numbers (B, 7), a row of which `outcome` puts into words.
+    """
+    run = partial(replayed, bundle_tensors) if has_kernels(tracks.device) else bundle_tensors
+    *fields, before, after, how = run(*prediction, tracks, known_focal)
+    return Prediction(*fields), before, after, how
 
 
 def bundle_tensors(*inputs: Tensor) -> tuple[Tensor, ...]:
     """What `bundle` does, from and to tensors: a prediction's fields and how it went.
 
-    That is the cost before and after, whether the input was kept, whether for want of static
-    tracks, the last step's gain, whether there is no parallax, the share of static tracks, the
-    share of frames that few of them lead to from the one before, and whether they fail to link all
-    frames, (B,) each. Waits for no device.
+    That is the cost before and after (B,), and (B, 7): whether the input was kept, whether for want
+    of static tracks, the last step's gain, whether there is no parallax, the share of static
+    tracks, the share of frames that few of them lead to from the one before, and whether they fail
+    to link all frames. Waits for no device.
     """
     *fields, tracks, known_focal = inputs
     given = Prediction(*(value.float() for value in fields))
@@ -144,13 +151,13 @@ def bundle_tensors(*inputs: Tensor) -> tuple[Tensor, ...]:
     after = torch.where(kept, before, after)
     share = static.double().mean(1)
     thin, apart = problem.links(static)
-    return *result, before, after, kept, doubtful, gain, flat, share, thin, apart
+    how = torch.stack([v.double() for v in (kept, doubtful, gain, flat, share, thin, apart)], -1)
+    return *result, before, after, how
 
 
-def _outcome(
-    kept: bool, doubtful: bool, gain: float, flat: bool, static: float, thin: float, apart: bool
-) -> str:
+def outcome(how: Sequence[float]) -> str:
     """In words: whether the input was kept, else how it ended and what is not known."""
+    kept, doubtful, gain, flat, static, thin, apart = how
     if doubtful:
         return "too few static tracks to adjust cameras, kept the network's answer"
     if kept:
