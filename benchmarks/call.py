@@ -110,7 +110,7 @@ def answers_and_times() -> list[dict[str, Any]]:
     rows = []
     for (tracks, frames), calls in SIZES.items():
         clip = sample_clip(tracks, frames)
-        camera = clip.camera(network.config.assumed_focal)
+        camera = clip.camera()
         kept = fasttracks.Engine(network, max_tracks=tracks, max_frames=frames)
         inputs = clip.inputs(camera).float()[None].to(DEVICE)
         with torch.no_grad():
@@ -354,7 +354,7 @@ def profile(folder: Path) -> None:
     for tracks, frames in SIZES:
         clip = sample_clip(tracks, frames)
         kept = fasttracks.Engine(network, max_tracks=tracks, max_frames=frames)
-        camera = clip.camera(network.config.assumed_focal)
+        camera = clip.camera()
         for column, call in calls_of(clip, camera, network, kept).items():
             name = f"{column}, {tracks} × {frames}"
             try:
@@ -390,17 +390,10 @@ def _stages(call: Callable[[], Any], repeats: int) -> dict[str, Any]:
 
     places = [
         (pipeline, "_clips"), (pipeline, "_load_once"), (pipeline, "start"), (pipeline, "finish"),
-        (batch, "_on_device"), (batch, "_compile"), (batch, "_focal_correction"),
-        (batch, "_predict"), (batch, "run"), (engine._Kept, "fits"), (engine._Replays, "replay"),
-        (batch, "_fields"), (batch, "_sent_back"), (torch.cuda.Event, "synchronize"),
-        (batch, "_unpacked"), (batch, "_judge"), (batch, "_result"),
+        (batch, "_on_device"), (batch, "do"), (engine._Kept, "fits"), (engine._Replays, "replay"),
+        (batch, "_sent_back"), (torch.cuda.Event, "synchronize"), (batch, "_unpacked"),
+        (batch, "_judge"), (batch, "_result"),
     ]  # fmt: skip
-    try:
-        from fasttracks.kernels import prepare
-    except ImportError:
-        pass
-    else:
-        places += [(prepare, "prepare"), (prepare, "count")]
     whole = 0.0
     with contextlib.ExitStack() as stack:
         for module, name in places:

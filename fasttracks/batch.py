@@ -8,15 +8,16 @@ host look at the values, to say in words what is wrong. Elsewhere the host looks
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from functools import cache, partial
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fasttracks.backends import TORCH
-from fasttracks.engine import Engine, run
+from fasttracks.engine import MOST_TOKENS, Engine, Work, at_once, do, run
 from fasttracks.errors import InputError
 from fasttracks.geometry import Prediction
 from fasttracks.long.windows import LONGEST, focal_correction
@@ -25,10 +26,16 @@ from fasttracks.plausible import Counts, check, unremarkable
 from fasttracks.reconstruction import Reconstruction
 from fasttracks.tracks import Tracks, guessed_camera
 
+if TYPE_CHECKING:
+    from fasttracks.kernels.prepare import Prepared
+
 _FOCAL_TRACKS = 128  # whose focal length is nearly that of a thousand
 _ALIGNED = 16  # bytes, as kernels expect it of what they read
 
+_NUMPY = {torch.uint8: np.uint8, torch.float32: np.float32, torch.float64: np.float64}
+
 Array = np.ndarray | Tensor
+_Forward = Callable[[Tensor], Prediction]
 
 
 class Clip(NamedTuple):
@@ -74,23 +81,36 @@ class _Inputs(NamedTuple):
     inputs: Tensor  # (B, T, N, 3) in the heads' dtype
     cameras: Tensor  # (B, T, 3, 3) float64
     known: Tensor  # (B,) bool, whether these were given
-    tracks: Tensor | None = None  # (B, T, N, 2) float32, complete; None: those of `Tracks`
-    seen: Tensor | None = None  # (B, at least T N) uint8
-    counted: Callable[[], Tensor] | None = None  # for `Counts`, (B, 16)
-    raw: tuple[Tensor, ...] = ()  # what `tracks` were made from
+
+
+class _Part(NamedTuple):
+    """A part of a buffer."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class _Layout(NamedTuple):
+    """What an answer (B, n) holds, in float32's places, one after the other."""
+
+    numbers: int  # float64: whether it is finite, `Counts` if a GPU counted, how adjustment went
+    parts: Sequence[_Part]  # a clip's: those of `_fields`; tracks and what was seen, of a GPU's
+    outcome: Sequence[str | None]  # of refinement, as far as the host knows it
 
 
 class Started(NamedTuple):
     """Clips on their way: all is queued on the GPU, and nothing was waited for."""
 
     clips: Sequence[Clip]
-    known: Sequence[bool]
-    wholes: list[Tracks] | None  # where the host has looked at them
-    fields: list[Tensor]  # (B, ...) each: those of `_fields`, then tracks and what was seen
-    numbers: Tensor  # (B, n) float64: whether the prediction is finite, `Counts`, how it went
-    outcome: Sequence[str | None]  # of refinement, as far as the host knows it
-    raw: tuple[Tensor, ...]
-    back: tuple[Tensor, torch.cuda.Event | None] | None = None  # all on its way to the host
+    looked_at: Sequence[Tracks] | None  # where the host has
+    answer: Tensor  # (B, n) float32; on the host, if results shall be there
+    arrived: torch.cuda.Event | None  # after which it is there
+    layout: _Layout
 
 
 def start(
@@ -98,31 +118,15 @@ def start(
 ) -> Started:
     """Queue all work for clips of one shape; results shall be on a device, or None: numpy's."""
     network = model.model if isinstance(model, Engine) else model
-    wholes = None
+    take = _sent_back if _is_host(home) else _copied
     if _has_kernels(network) and all(clip.is_plain() for clip in clips):
-        given = _on_device(clips, network, refine == "bundle")
-    else:
-        wholes = [clip.checked() for clip in clips]
-        clips = [Clip.of(whole) for whole in wholes]
-        given = _from_host(wholes, network)
-    known = [clip.intrinsics is not None for clip in clips]
-    inputs, cameras = given.inputs, given.cameras
-    if network.config.predicts_focal and not all(known):
-        factor = torch.where(given.known, 1.0, _focal_correction(model, inputs))
-        inputs[..., :2] /= factor[:, None, None, None]
-        cameras = cameras.clone()
-        cameras[..., :2] *= factor.double()[:, None, None, None]
-    prediction, how, outcome = _predict(model, inputs, given.known, refine)
-    numbers = [torch.isfinite(prediction.projection).flatten(1).all(1)[:, None].double()]
-    numbers += [given.counted()] if given.counted else []
-    numbers += [] if how is None else [how]
-    fields = _fields(prediction, cameras)
-    if given.tracks is not None and given.seen is not None:
-        fields += [given.tracks, given.seen]
-    started = Started(clips, known, wholes, fields, torch.cat(numbers, 1), outcome, given.raw)
-    if _is_host(home):
-        started = started._replace(back=_sent_back(started))
-    return started
+        whole = clips[0].tracks.shape[0] <= LONGEST and refine != "finetune"
+        work = _on_device(clips, model, refine, whole)
+        return Started(clips, None, *(do(model, work, take) if whole else at_once(work, take)))
+    looked_at = [clip.checked() for clip in clips]
+    known = all(clip.intrinsics is not None for clip in looked_at)
+    answer = _answer(_from_host(looked_at, network), known, model, refine, whole=False)
+    return Started([Clip.of(clip) for clip in looked_at], looked_at, *take(*answer))
 
 
 def finish(started: Started, home: torch.device | None) -> list[Reconstruction]:
@@ -131,38 +135,33 @@ def finish(started: Started, home: torch.device | None) -> list[Reconstruction]:
     On a GPU they are there in the order of its current stream, and nothing is waited for; what
     their values alone tell is raised by the first of their methods that looks at them.
     """
-    count = len(started.clips)
-    rows: list[list[Any]]
-    numbers: Any
-    if started.back is None:
-        rows = [[] for _ in range(count)]
-        for field in started.fields:
-            for row, value in zip(rows, field.to(home), strict=True):
-                row.append(value)
-        numbers = started.numbers
-    else:
-        flat, event = started.back
-        if event:
-            event.synchronize()
-        rows, numbers = _unpacked(flat.numpy(), started.fields, started.numbers.shape[1])
+    layout, answer = started.layout, started.answer
+    if _is_host(home):
+        if started.arrived:
+            started.arrived.synchronize()
+        # Copied, as results may be kept for long, and pinned memory is dear.
+        rows = [_unpacked(row.copy(), layout) for row in answer.numpy()]
         if home is not None:
             rows = [[torch.from_numpy(value) for value in row] for row in rows]
+    else:
+        rows = [_unpacked(row, layout) for row in answer.to(home)]
 
     def look() -> list[list[float]]:
-        values: list[list[float]] = numbers.tolist()
-        for i, row in enumerate(values):
+        flat = answer[:, : 2 * layout.numbers].reshape(-1).view(torch.float64)
+        numbers: list[list[float]] = flat.view(-1, layout.numbers).tolist()
+        for i, row in enumerate(numbers):
             _judge(started, i, row)
-        return values
+        return numbers
 
-    outcome = started.outcome
+    outcome = layout.outcome
     waits = _is_host(home) or not outcome  # bundle adjustment's is yet to be read
     if waits:
-        values = look()
+        numbers = look()
         if not outcome:
             from fasttracks.refine.bundle import outcome as words
 
-            outcome = [words(row[-7:]) for row in values]
-    results = [_result(started, i, rows[i], outcome[i], home) for i in range(count)]
+            outcome = [words(row[-7:]) for row in numbers]
+    results = [_result(started, i, row, outcome[i], home) for i, row in enumerate(rows)]
     if not waits:
         for result in results:
             result.__dict__["_unchecked"] = look
@@ -181,15 +180,12 @@ def _is_host(home: torch.device | None) -> bool:
 def _judge(started: Started, i: int, numbers: Sequence[float]) -> None:
     """Raise or warn of what is wrong with a clip, or with what the network made of it."""
     clip = started.clips[i]
-    if started.wholes is None:
+    if started.looked_at is None:
         counts = Counts(*numbers[1 : 1 + len(Counts._fields)])
         frames, tracks = clip.tracks.shape[:2]
-        if not unremarkable(counts, frames, tracks, clip.image_size, started.known[i]):
-            positions, visible, cameras = (part[i].cpu().numpy() for part in started.raw)
-            if visible.dtype == np.uint8:
-                visible = visible.astype(bool)
-            intrinsics = cameras if started.known[i] else None
-            check(Tracks(positions, visible, intrinsics, clip.image_size))
+        known = clip.intrinsics is not None
+        if not unremarkable(counts, frames, tracks, clip.image_size, known):
+            clip.checked()
     if not numbers[0]:
         raise InputError("model: its prediction is not finite; the weights or intrinsics are off")
 
@@ -209,67 +205,139 @@ def _from_host(clips: Sequence[Tracks], network: TracksTo4D) -> _Inputs:
     )
 
 
-def _on_device(clips: Sequence[Clip], network: TracksTo4D, bundled: bool) -> _Inputs:
-    """Clips by one copy of what the host has, and those of what is on a GPU already."""
-    from fasttracks.kernels.prepare import count, prepare
+def _on_device(clips: Sequence[Clip], model: TracksTo4D | Engine, refine: str, whole: bool) -> Work:
+    """All that a GPU does for clips. Their arrays go there by one copy, but for those there.
 
-    device, assumed_focal = network.points.weight.device, network.config.assumed_focal
+    `whole`: a graph may repeat all of it.
+    """
+    from fasttracks.kernels.prepare import prepare
+
+    network = model.model if isinstance(model, Engine) else model
     batch, (frames, tracks) = len(clips), clips[0].tracks.shape[:2]
     wide = any(_is_wide(clip.tracks) for clip in clips)
     scores = any(v is not None and _is_scores(v) for v in (clip.visibility for clip in clips))
-    kinds = (  # of parts of one buffer: shape and dtype
-        ((batch, 4), torch.float64),
-        ((batch, frames, 3, 3), torch.float64),
-        ((batch, frames, tracks), torch.float64 if scores else torch.uint8),
-        ((batch, frames, tracks, 2), torch.float64 if wide else torch.float32),
+    known = all(clip.intrinsics is not None for clip in clips)
+    parts = (  # width, height and whether the camera is known; cameras; visibility; positions
+        _Part((batch, 4), torch.float64),
+        _Part((batch, frames, 3, 3), torch.float64),
+        _Part((batch, frames, tracks), torch.float64 if scores else torch.uint8),
+        _Part((batch, frames, tracks, 2), torch.float64 if wide else torch.float32),
     )
-    places, end = [], 0
-    for shape, dtype in kinds:
-        places.append((end, end + math.prod(shape) * dtype.itemsize))
-        end = -(-places[-1][1] // _ALIGNED) * _ALIGNED
-    there = torch.empty(end, dtype=torch.uint8, device=device)
-    here = torch.empty(end, dtype=torch.uint8, pin_memory=device.type == "cuda")
-    about, cameras, visible, positions = (
-        there[a:b].view(dtype).view(shape)
-        for (a, b), (shape, dtype) in zip(places, kinds, strict=True)
-    )
-    staged = [
-        here[a:b].view(dtype).view(shape).numpy()
-        for (a, b), (shape, dtype) in zip(places, kinds, strict=True)
-    ]
-    later: list[tuple[Tensor, Tensor | float]] = []  # what is not copied from the host
-    sent = places[0][1]
+    *begins, size = accumulate((-(-p.size // _ALIGNED) * _ALIGNED for p in parts), initial=0)
+    device = network.points.weight.device
+    here = torch.empty(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    staged = _views(here.numpy(), begins, parts)
+    later: list[tuple[int, int, Tensor | int]] = []  # what is not copied from the host
+    sent = parts[0].size
     for i, clip in enumerate(clips):
         height, width = clip.image_size or (0, 0)
         staged[0][i] = width, height, clip.intrinsics is not None, 0
         camera = clip.intrinsics
         if camera is None:
             content = clip.whole.content if clip.whole else None
-            camera = guessed_camera(assumed_focal, clip.image_size, content)
-        for j, (value, to) in enumerate(
-            ((camera, cameras), (clip.visibility, visible), (clip.tracks, positions)), 1
-        ):
+            camera = guessed_camera(network.config.assumed_focal, clip.image_size, content)
+        for j, value in enumerate((camera, clip.visibility, clip.tracks), 1):
             if isinstance(value, Tensor):
-                later.append((to[i], value.detach()))
+                later.append((j, i, value.detach()))
             elif value is None and isinstance(clip.tracks, Tensor):
-                later.append((to[i], 1))
+                later.append((j, i, 1))
             else:
                 staged[j][i] = 1 if value is None else value
-                sent = max(sent, places[j][1])
-    there[:sent].copy_(here[:sent], non_blocking=True)
-    for to, value in later:
-        to.copy_(value) if isinstance(value, Tensor) else to.fill_(value)
-    _compile((positions, visible, cameras, about), network, bundled)
-    found = prepare(positions, visible, cameras, about)
-    return _Inputs(
-        found.inputs,
-        cameras,
-        about[:, 2] > 0,
-        found.tracks,
-        found.seen,
-        lambda: count(found),
-        (positions, visible, cameras),
+                sent = max(sent, begins[j] + parts[j].size)
+
+    def fill(there: Tensor) -> None:
+        there[:sent].copy_(here[:sent], non_blocking=True)
+        views = _views(there, begins, parts) if later else []
+        for j, i, value in later:
+            to = views[j][i]
+            to.copy_(value) if isinstance(value, Tensor) else to.fill_(value)
+
+    def work(there: Tensor) -> tuple[Tensor, _Layout]:
+        about, cameras, visible, positions = _views(there, begins, parts)
+        raw = (positions, visible, cameras, about)
+        _compile(raw, network, refine == "bundle")
+        found = prepare(*raw)
+        given = _Inputs(found.inputs, cameras, about[:, 2] > 0)
+        counted = _counting(found)
+        more = (found.tracks, found.seen)
+        return _answer(given, known, model, refine, whole, counted, more)
+
+    return Work(
+        ("reconstruct", batch, frames, tracks, wide, scores, known, refine),
+        (batch, frames, tracks),
+        lambda: torch.empty(size, dtype=torch.uint8, device=device),
+        fill,
+        work,
+        refine == "bundle" or batch * frames * tracks <= MOST_TOKENS,
     )
+
+
+def _views(buffer: Any, begins: Sequence[int], parts: Sequence[_Part]) -> list[Any]:
+    """Parts of a buffer of bytes, a tensor or numpy's."""
+    kinds = [_NUMPY[part.dtype] if isinstance(buffer, np.ndarray) else part.dtype for part in parts]
+    return [
+        buffer[begin : begin + part.size].view(kind).reshape(part.shape)
+        for begin, part, kind in zip(begins, parts, kinds, strict=True)
+    ]
+
+
+def _counting(found: "Prepared") -> Callable[[], Tensor]:
+    """The counts of clips, to be asked for while `found` is kept; a graph counts meanwhile."""
+    from fasttracks.kernels.prepare import count
+
+    if not found.inputs.is_cuda:
+        return lambda: count(found)
+    beside = _beside(found.inputs.device)
+    if not torch.cuda.is_current_stream_capturing():
+        return lambda: count(found)
+    main = torch.cuda.current_stream()
+    beside.wait_stream(main)
+    with torch.cuda.stream(beside):
+        counts = count(found)
+
+    def counted() -> Tensor:
+        main.wait_stream(beside)
+        return counts
+
+    return counted
+
+
+@cache
+def _beside(device: torch.device) -> torch.cuda.Stream:
+    """A stream for what graphs do beside the network; of a priority that callers hardly use."""
+    return torch.cuda.Stream(device, priority=-1)
+
+
+def _answer(
+    given: _Inputs,
+    all_known: bool,
+    model: TracksTo4D | Engine,
+    refine: str,
+    whole: bool,
+    counted: Callable[[], Tensor] | None = None,
+    more: Sequence[Tensor] = (),
+) -> tuple[Tensor, _Layout]:
+    """The answer to clips (B, n), with `more` fields at its end.
+
+    `whole`: a graph may repeat all of it, so that nothing in it may be one.
+    """
+    network = model.model if isinstance(model, Engine) else model
+    forward = network if whole else partial(run, model)
+    if network.config.predicts_focal and not all_known:
+        factor = torch.where(given.known, 1.0, _focal_correction(forward, given.inputs))
+        given.inputs[..., :2] /= factor[:, None, None, None]
+        cameras = given.cameras.clone()
+        cameras[..., :2] *= factor.double()[:, None, None, None]
+        given = given._replace(cameras=cameras)
+    with torch.no_grad():
+        prediction, how, outcome = _predict(forward, whole, network, given, refine)
+    fields = [*_fields(prediction, given.cameras), *more]
+    numbers = [torch.isfinite(prediction.projection).flatten(1).all(1)[:, None].double()]
+    numbers += [counted()] if counted else []
+    numbers += [] if how is None else [how]
+    flat = [p.reshape(len(p), -1).view(torch.float32) for p in (torch.cat(numbers, 1), *fields)]
+    parts = [_Part(tuple(field.shape[1:]), field.dtype) for field in fields]
+    return torch.cat(flat, 1), _Layout(flat[0].shape[1] // 2, parts, outcome)
 
 
 _compiled: set[tuple[torch.device, torch.dtype, bool]] = set()
@@ -308,41 +376,43 @@ def _is_scores(value: Array) -> bool:
     return value.dtype not in (np.bool_, torch.bool)
 
 
-def _focal_correction(model: TracksTo4D | Engine, inputs: Tensor) -> Tensor:
+def _focal_correction(forward: _Forward, inputs: Tensor) -> Tensor:
     """Factors (B,) of focal lengths, as the model corrects them from some of the tracks.
 
     What it then sees through the corrected ones is closer to what it was trained on than what it
     says of a lens while guessing it.
     """
     if inputs.shape[1] > LONGEST:
-        each = torch.stack([focal_correction(partial(run, model), clip) for clip in inputs])
+        each = torch.stack([focal_correction(forward, clip) for clip in inputs])
         return each.clamp(0.1, 10).to(inputs.dtype)
     some = inputs[:, :, :: -(-inputs.shape[2] // _FOCAL_TRACKS)].contiguous()
-    return run(model, some).focal.mean(1).clamp(0.1, 10).to(inputs.dtype)
+    return forward(some).focal.mean(1).clamp(0.1, 10).to(inputs.dtype)
 
 
 def _predict(
-    model: TracksTo4D | Engine, inputs: Tensor, known_focal: Tensor, refine: str
+    forward: _Forward, whole: bool, network: TracksTo4D, given: _Inputs, refine: str
 ) -> tuple[Prediction, Tensor | None, Sequence[str | None]]:
     """The prediction for B clips, refined; how that went, in numbers (B, 7) or in words."""
+    inputs, known = given.inputs, given.known
     if refine == "finetune":
         from fasttracks.refine.finetune import finetune
 
-        prediction, tuning = finetune(model.model if isinstance(model, Engine) else model, inputs)
+        with torch.enable_grad():
+            prediction, tuning = finetune(network, inputs)
         return _single(prediction), None, tuning.outcome
     if inputs.shape[1] > LONGEST:
         from fasttracks.long.assemble import predict
 
-        prediction, found = predict(partial(run, model), inputs, known_focal, refine == "bundle")
+        prediction, found = predict(forward, inputs, known, refine == "bundle")
         return _single(prediction), None, found
-    prediction = run(model, inputs)
+    prediction = forward(inputs)
     if refine == "none":
         return _single(prediction), None, [None] * len(inputs)
-    from fasttracks.refine.bundle import adjust_all
+    from fasttracks.refine.bundle import adjust_all, bundle_tensors
 
-    with torch.no_grad():
-        prediction, _, _, how = adjust_all(prediction, inputs, known_focal)
-    return _single(prediction), how, []
+    adjust = bundle_tensors if whole else adjust_all
+    *fields, _, _, how = adjust(*prediction, inputs, known)
+    return _single(Prediction(*fields)), how, []
 
 
 def _single(prediction: Prediction) -> Prediction:
@@ -372,34 +442,30 @@ def _fields(prediction: Prediction, cameras: Tensor) -> list[Tensor]:
     ]
 
 
-def _sent_back(started: Started) -> tuple[Tensor, torch.cuda.Event | None]:
-    """Fields and numbers as one float32 (B, n) on the host, once the event, if any, is over."""
-    parts = [*started.fields, started.numbers]
-    flat = torch.cat([p.reshape(len(p), -1).view(torch.float32) for p in parts], 1)
-    if not flat.is_cuda:
-        return flat, None
-    here = torch.empty(flat.shape, pin_memory=True)
-    here.copy_(flat, non_blocking=True)
-    with torch.cuda.device(flat.device):
+def _sent_back(answer: Tensor, layout: _Layout) -> tuple[Tensor, torch.cuda.Event | None, _Layout]:
+    """The answer on the host, once the event, if any, is over."""
+    if not answer.is_cuda:
+        return answer, None, layout
+    here = torch.empty(answer.shape, pin_memory=True)
+    here.copy_(answer, non_blocking=True)
+    with torch.cuda.device(answer.device):
         event = torch.cuda.Event()
         event.record()
-    return here, event
+    return here, event, layout
 
 
-def _unpacked(
-    flat: np.ndarray, fields: Sequence[Tensor], numbers: int
-) -> tuple[list[list[np.ndarray]], np.ndarray]:
-    """What `_sent_back` put together: arrays by clip and field, and the numbers (B, n)."""
-    places, end = [], 0
-    for field in fields:
-        begin, end = end, end + field[0].numel() * field.element_size() // 4
-        dtype = np.uint8 if field.dtype == torch.uint8 else np.float32
-        places.append((begin, end, dtype, tuple(field.shape[1:])))
-    rows = []
-    for row in flat:
-        kept = row[:end].copy()  # not pinned, as results may be kept for long
-        rows.append([kept[a:b].view(dtype).reshape(shape) for a, b, dtype, shape in places])
-    return rows, flat[:, end : end + 2 * numbers].copy().view(np.float64)
+def _copied(answer: Tensor, layout: _Layout) -> tuple[Tensor, None, _Layout]:
+    return answer.clone(), None, layout
+
+
+def _unpacked(row: Any, layout: _Layout) -> list[Any]:
+    """A clip's fields, views of its answer (n,)."""
+    fields, end = [], 2 * layout.numbers
+    for shape, dtype in layout.parts:
+        begin, end = end, end + math.prod(shape) * dtype.itemsize // 4
+        kind = _NUMPY[dtype] if isinstance(row, np.ndarray) else dtype
+        fields.append(row[begin:end].view(kind).reshape(shape))
+    return fields
 
 
 def _result(
@@ -409,14 +475,14 @@ def _result(
         return value if value is None or home is None else torch.from_numpy(value).to(home)
 
     clip = started.clips[i]
-    if started.wholes is None:
+    if started.looked_at is None:
         *fields, seen = fields
         shape = clip.tracks.shape[:2]
         seen = seen[: math.prod(shape)]
         kind = torch.bool if isinstance(seen, Tensor) else np.bool_
         fields += [seen.view(kind).reshape(shape)]
     else:
-        whole = started.wholes[i]
+        whole = started.looked_at[i]
         fields = [*fields, there(whole.tracks), there(whole.visibility)]
     times, colors = (
         (there(clip.whole.times), there(clip.whole.colors)) if clip.whole else (None, None)

@@ -1,10 +1,10 @@
-"""`Engine`: a network made ready for many calls that must be quick."""
+"""`Engine`: a network made ready for many calls that must be quick; and the graphs of any."""
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from threading import Lock
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -16,24 +16,36 @@ from fasttracks.graphs import GraphCache, capture
 from fasttracks.network import TracksTo4D
 
 Shape = tuple[int, int, int]  # B clips, T frames, N tracks
+Result = TypeVar("Result")
 
-# Of models without an engine: graphs that are kept, shapes that are remembered, and the tokens up
-# to which the launches one by one take longer than the GPU's work.
-_MOST_GRAPHS, _MOST_MET, _MOST_TOKENS = 16, 256, 1 << 16
+# Of models without an engine: graphs that are kept, and calls that are remembered.
+_MOST_GRAPHS, _MOST_MET = 16, 256
+MOST_TOKENS = 1 << 16  # up to which launches one by one take longer than the GPU's work
+
+
+class Work(NamedTuple):
+    """What a call does on the GPU, from one tensor to another, so that a graph can repeat it."""
+
+    key: Hashable  # calls of one key differ only in what `fill` writes
+    shape: Shape
+    room: Callable[[], Tensor]  # memory for what is given
+    fill: Callable[[Tensor], Any]  # writes there what is given this time
+    do: Callable[[Tensor], tuple[Tensor, Any]]  # the answer, and how it is laid out
+    pays: bool = True  # whether its launches one by one take longer than the GPU's work
 
 
 class _Graph(NamedTuple):
-    """The whole forward of one shape, ready to be replayed."""
+    """The work of one key, ready to be replayed."""
 
     graph: torch.cuda.CUDAGraph
-    tracks: Tensor  # what it reads
-    flat: Tensor  # what it writes: all fields of the prediction, one after the other
-    prediction: Prediction  # the fields, views of `flat`
+    given: Tensor  # what it reads
+    flat: Tensor  # what it writes
+    layout: Any  # of that
     done: torch.cuda.Event  # after the last call
 
 
 class _Replays:
-    """CUDA graphs of a network's forward by shape, which share memory and take turns.
+    """CUDA graphs of a network's work by key, which share memory and take turns.
 
     Calls may come from several threads and streams. The network itself is not kept here.
     """
@@ -41,7 +53,7 @@ class _Replays:
     def __init__(self, model: TracksTo4D, size: int) -> None:
         device = model.points.weight.device
         self.lock = Lock()
-        self._graphs: GraphCache[_Graph] = GraphCache(size)  # by (B, T, N, 3)
+        self._graphs: GraphCache[_Graph] = GraphCache(size)
         self._device = device
         with torch.cuda.device(device):
             self._weights = [p.detach() for p in model.parameters()]  # that graphs point into
@@ -53,38 +65,40 @@ class _Replays:
     def __len__(self) -> int:
         return len(self._graphs)
 
-    def get(self, shape: tuple[int, ...]) -> _Graph | None:
-        """The shape's graph, if it was captured; the lock is held."""
-        return self._graphs.get(shape)
+    def get(self, key: Hashable) -> _Graph | None:
+        """The graph of a key, if it was captured; the lock is held."""
+        return self._graphs.get(key)
 
-    def ready(self, model: TracksTo4D, inputs: Tensor) -> _Graph:
-        """A graph that reads `inputs`, captured now if there is none; the lock is held."""
-
-        def forward() -> tuple[list[Tensor], Tensor]:
-            parts = [field.contiguous() for field in model(inputs)]
-            return parts, torch.cat([part.view(-1) for part in parts])
+    def ready(self, work: Work) -> _Graph:
+        """The work's graph, captured now if there is none; the lock is held."""
 
         def captured() -> _Graph:
+            given = work.room()
+            work.fill(given)
             self._stream.wait_event(self._done)
             with torch.no_grad():
-                graph, (parts, flat) = capture(forward, pool=self._pool, stream=self._stream)
-            return _Graph(graph, inputs, flat, _fields(flat, parts), self._done)
+                graph, (flat, layout) = capture(
+                    lambda: work.do(given), pool=self._pool, stream=self._stream
+                )
+            return _Graph(graph, given, flat, layout, self._done)
 
         with torch.cuda.device(self._device):
-            return self.get(inputs.shape) or self._graphs.add(inputs.shape, captured)
+            return self.get(work.key) or self._graphs.add(work.key, captured)
 
-    def replay(self, ready: _Graph, tracks: Tensor, copy: bool) -> Prediction:
-        """What a graph says of other tracks; the lock is held."""
+    def replay(
+        self, ready: _Graph, fill: Callable[[Tensor], Any], take: Callable[[Tensor, Any], Result]
+    ) -> Result:
+        """What `take` makes of the answer, before others overwrite it; the lock is held."""
         # As Triton's launcher finds it: a `torch.cuda.Stream` takes ten times as long.
         number = torch._C._cuda_getCurrentRawStream(self._device.index)
         if self._caller is None or self._caller.cuda_stream != number:
             self._caller = torch.cuda.current_stream(self._device)
             self._caller.wait_event(self._done)
-        ready.tracks.copy_(tracks.detach())  # else gradients' history would grow call by call
+        fill(ready.given)
         ready.graph.replay()  # on its own device's current stream, as is all of this
-        flat = ready.flat.clone() if copy else None
+        result = take(ready.flat, ready.layout)
         self._done.record(self._caller)
-        return ready.prediction if flat is None else _fields(flat, ready.prediction)
+        return result
 
 
 class Engine:
@@ -96,7 +110,7 @@ class Engine:
     exact: nothing is padded. On the CPU the network just runs.
 
     `reconstruct` keeps graphs for any model; an engine is for those who want none captured, and no
-    memory taken, while they serve.
+    memory taken, while they serve: they have it called once with each shape ahead.
 
     Calls may come from several threads and CUDA streams: they take turns. The weights are those
     that the network has now; don't move it to another device or dtype.
@@ -138,7 +152,7 @@ class Engine:
     def warm_up(self, shapes: Iterable[Shape]) -> None:
         """Get (clips, frames, tracks) ready ahead of their first call; nothing to do on the CPU."""
         for shape in shapes:
-            self._check((*shape, 3))
+            self.check((*shape, 3))
             if self._replays:
                 with self._replays.lock:
                     self._ready(self._replays, (*shape, 3))
@@ -161,17 +175,29 @@ class Engine:
         shape = tracks.shape
         replays = self._replays
         if replays is None:
-            self._check(shape)
+            self.check(shape)
             with torch.no_grad():
                 return self.model(tracks.to(self.model.points.weight))
         with replays.lock:
             ready = replays.get(shape)
             if ready is None:
-                self._check(shape)
+                self.check(shape)
                 ready = self._ready(replays, shape)
-            return replays.replay(ready, tracks, copy)
+            # Detached, else gradients' history would grow call by call.
+            return replays.replay(
+                ready, lambda given: given.copy_(tracks.detach()), _copied if copy else _shared
+            )
 
-    def _check(self, shape: tuple[int, ...]) -> None:
+    def do(self, work: Work, take: Callable[[Tensor, Any], Result]) -> Result:
+        """What `take` makes of the answer to some work, by a graph from its first call on."""
+        self.check((*work.shape, 3))
+        if self._replays is None:
+            return at_once(work, take)
+        with self._replays.lock:
+            return self._replays.replay(self._replays.ready(work), work.fill, take)
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """InputError where a shape (B, T, N, 3) is none, or beyond the limits."""
         if len(shape) != 4 or shape[3] != 3:
             raise InputError(f"tracks: expected shape (B, T, N, 3), found {tuple(shape)}")
         if any(not 1 <= n <= most for n, most in zip(shape, self.limits, strict=False)):
@@ -181,18 +207,19 @@ class Engine:
             )
 
     def _ready(self, replays: _Replays, shape: tuple[int, ...]) -> _Graph:
-        return replays.ready(self.model, self._input[: math.prod(shape)].view(shape))
+        given = self._input[: math.prod(shape)].view(shape)
+        return replays.ready(_forward(self.model, given, lambda: given))
 
 
 class _Kept:
-    """Graphs of a network for the shapes that come back, as long as its weights are where they are.
+    """Graphs of a network for the work that comes back, as long as its weights are where they are.
 
-    A shape is captured at its second call: clips of ever other sizes capture nothing.
+    Work is captured at its second call: clips of ever other sizes capture nothing.
     """
 
     def __init__(self, model: TracksTo4D) -> None:
         self._replays = _Replays(model, _MOST_GRAPHS)
-        self._met: OrderedDict[tuple[int, ...], None] = OrderedDict()
+        self._met: OrderedDict[Hashable, None] = OrderedDict()
         self._backend = model.backend
         self._places = [
             (module._parameters, name, parameter, parameter.data_ptr())
@@ -208,38 +235,80 @@ class _Kept:
             for owner, name, parameter, place in self._places
         )
 
-    def __call__(self, model: TracksTo4D, tracks: Tensor) -> Prediction:
-        shape = tracks.shape
-        if shape[:-1].numel() <= _MOST_TOKENS:
-            with self._replays.lock:
-                ready = self._replays.get(shape)
-                if ready is None and shape in self._met:
-                    ready = self._replays.ready(model, torch.empty_like(tracks).copy_(tracks))
-                if ready is not None:
-                    return self._replays.replay(ready, tracks, copy=True)
-                self._met[shape] = None
-                if len(self._met) > _MOST_MET:
-                    self._met.popitem(last=False)
-        with torch.no_grad():
-            return model(tracks)
+    def do(self, work: Work, take: Callable[[Tensor, Any], Result]) -> Result:
+        with self._replays.lock:
+            ready = self._replays.get(work.key)
+            if ready is None and work.key in self._met:
+                ready = self._replays.ready(work)
+            if ready is not None:
+                return self._replays.replay(ready, work.fill, take)
+            self._met[work.key] = None
+            if len(self._met) > _MOST_MET:
+                self._met.popitem(last=False)
+        return at_once(work, take)
 
 
 _kept: "WeakKeyDictionary[TracksTo4D, _Kept]" = WeakKeyDictionary()
 _keeping = Lock()
 
 
-def run(model: TracksTo4D | Engine, tracks: Tensor) -> Prediction:
-    """A model's or an engine's prediction, by a CUDA graph where one pays; without gradients."""
+def do(model: TracksTo4D | Engine, work: Work, take: Callable[[Tensor, Any], Result]) -> Result:
+    """What `take` makes of the answer to some work, by a CUDA graph where one pays; no gradients.
+
+    The answer is overwritten by later calls: `take` copies it, without waiting.
+    """
     if isinstance(model, Engine):
-        return model(tracks)
-    if not model.points.weight.is_cuda:
-        with torch.no_grad():
-            return model(tracks)
+        return model.do(work, take)
+    if not (model.points.weight.is_cuda and work.pays):
+        return at_once(work, take)
     with _keeping:
         kept = _kept.get(model)
         if kept is None or not kept.fits(model):
             kept = _kept[model] = _Kept(model)
-    return kept(model, tracks)
+    return kept.do(work, take)
+
+
+def run(model: TracksTo4D | Engine, tracks: Tensor) -> Prediction:
+    """A model's or an engine's prediction, by a CUDA graph where one pays; without gradients."""
+    if isinstance(model, Engine):
+        return model(tracks)
+    if model.points.weight.is_cuda and tracks.shape[:-1].numel() <= MOST_TOKENS:
+        return do(model, _forward(model, tracks, lambda: torch.empty_like(tracks)), _copied)
+    with torch.no_grad():
+        return model(tracks)
+
+
+def _forward(model: TracksTo4D, tracks: Tensor, room: Callable[[], Tensor]) -> Work:
+    """The network alone, for `tracks`."""
+
+    def forward(given: Tensor) -> tuple[Tensor, Prediction]:
+        parts = [field.contiguous() for field in model(given)]
+        flat = torch.cat([part.view(-1) for part in parts])
+        return flat, _fields(flat, parts)
+
+    return Work(
+        tracks.shape,
+        (tracks.shape[0], tracks.shape[1], tracks.shape[2]),
+        room,
+        lambda given: given.copy_(tracks.detach()),
+        forward,
+    )
+
+
+def at_once(work: Work, take: Callable[[Tensor, Any], Result]) -> Result:
+    """What `take` makes of the answer to some work, without a graph."""
+    given = work.room()
+    work.fill(given)
+    with torch.no_grad():
+        return take(*work.do(given))
+
+
+def _copied(flat: Tensor, prediction: Prediction) -> Prediction:
+    return _fields(flat.clone(), prediction)
+
+
+def _shared(flat: Tensor, prediction: Prediction) -> Prediction:
+    return prediction
 
 
 def _fields(flat: Tensor, like: Sequence[Tensor]) -> Prediction:

@@ -25,7 +25,6 @@ Then, the cameras held, the low-rank motion is fitted to the tracks that no stat
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -95,20 +94,17 @@ def bundle(
     is found. float32 in and out; the best start is found in float32, and made accurate in
     float64. Finite whatever the tracks are.
     """
-    adjusted, before, after, how = adjust_all(prediction, tracks, known_focal)
+    *fields, before, after, how = adjust_all(*prediction, tracks, known_focal)
     iterations = _COARSE_ROUNDS * _COARSE_ITERATIONS + _FINE_ROUNDS * _FINE_ITERATIONS
-    return adjusted, Report(before, after, iterations, [outcome(row) for row in how.tolist()])
+    words = [outcome(row) for row in how.tolist()]
+    return Prediction(*fields), Report(before, after, iterations, words)
 
 
-def adjust_all(
-    prediction: Prediction, tracks: Tensor, known_focal: Tensor
-) -> tuple[Prediction, Tensor, Tensor, Tensor]:
-    """What `bundle` does, without waiting for the device: the prediction, cost before and after,
-    and numbers (B, 7), a row of which `outcome` puts into words.
-    """
-    run = partial(replayed, bundle_tensors) if has_kernels(tracks.device) else bundle_tensors
-    *fields, before, after, how = run(*prediction, tracks, known_focal)
-    return Prediction(*fields), before, after, how
+def adjust_all(*inputs: Tensor) -> tuple[Tensor, ...]:
+    """`bundle_tensors`, on a GPU by a graph of its own."""
+    if has_kernels(inputs[0].device):
+        return replayed(bundle_tensors, *inputs)
+    return bundle_tensors(*inputs)
 
 
 def bundle_tensors(*inputs: Tensor) -> tuple[Tensor, ...]:
