@@ -17,28 +17,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fasttracks.geometry import (
-    MIN_DEPTH,
-    Prediction,
-    camera_steps,
-    exponential,
-    logarithm,
-    to_camera,
-)
+from fasttracks.geometry import MIN_DEPTH, Prediction, exponential, logarithm, to_camera
 from fasttracks.long.join import Shared, Similarity, join, weighted_median
 from fasttracks.long.joint import Joint
 from fasttracks.long.motion import blend
 from fasttracks.long.windows import Network, Window, look
 from fasttracks.parallax import LEAST, ray_spread
 from fasttracks.refine.bundle import (
-    CAMERA,
-    DEPTH,
-    FOCAL,
     MOBILITY_POWER,
-    NOISE,
     STATIC_FRAMES,
     STATIC_SCALE,
     bundle,
+    evidence_of,
     level_of,
     mobility_of,
 )
@@ -249,26 +239,18 @@ def _adjusted(
 
 
 def _evidence(scene: Scene, world: World, tracks: Tensor, known_focal: Tensor) -> Evidence:
-    visible = tracks[None, ..., 2].float()
-    turn, step = camera_steps(scene.rotation, scene.position)
-    mobility = world.mobility[None].float()
-    free = (~known_focal).to(scene.points.dtype)
-    deviation = (CAMERA * world.level).expand(step.shape[:2])
+    visible = tracks[None, ..., 2:].float()
+    often = visible * (visible.sum(1, keepdim=True) > 1)
     middle = world.log_depth[world.known].median().exp().double()
-    in_window = visible * world.known[None]
-    return Evidence(
-        tracks[None, ..., :2].float(),
-        visible * (visible.sum(1, keepdim=True) > 1) / mobility[:, None] ** MOBILITY_POWER,
-        torch.full_like(mobility, 10 * NOISE),
+    return evidence_of(
+        scene,
+        torch.cat([tracks[None, ..., :2].float(), often], -1),
         world.log_depth[None].float(),
-        in_window / in_window.sum(1, keepdim=True).clamp(min=1) / DEPTH**2,
-        turn,
-        step,
-        1 / deviation**2,
-        1 / (deviation * middle) ** 2,
-        scene.log_focal,
-        torch.full_like(free, FOCAL**-2),
-        free,
+        often[..., 0] * world.known,
+        world.level.expand(1, 1),
+        world.mobility[None].float(),
+        middle.expand(1),
+        known_focal,
     )
 
 
