@@ -113,7 +113,11 @@ def place(windows: Sequence[Window], tracks: Tensor) -> list[Similarity]:
         here, there = _common(after.which, before.which)
         visible = tracks[frames][:, after.which[here], 2].double()
         sure = (
-            sureness(w.prediction, tracks[w.frames][:, w.which, 2].double())[which]
+            sureness(
+                w.prediction,
+                mobility_in(w.prediction),
+                tracks[w.frames][:, w.which, 2].double(),
+            )[which]
             for w, which in ((after, here), (before, there))
         )
         weight = visible * math.prod(sure)
@@ -127,14 +131,19 @@ def place(windows: Sequence[Window], tracks: Tensor) -> list[Similarity]:
     return placed
 
 
-def sureness(prediction: Prediction, visible: Tensor) -> Tensor:
+def mobility_in(prediction: Prediction) -> Tensor:
+    """`mobility_of` the tracks of one clip (B = 1), (n,) float64."""
+    gamma = prediction.motion[0].double()
+    return mobility_of(gamma, level_of(gamma))
+
+
+def sureness(prediction: Prediction, mobility: Tensor, visible: Tensor) -> Tensor:
     """How surely each track of one clip (B = 1) stands still at a known distance: (n,), 0 to 1.
 
-    visible (T, n).
+    mobility (n,), visible (T, n).
     """
     p = prediction
-    gamma = p.motion[0].double()
-    still = mobility_of(gamma, level_of(gamma)) ** -MOBILITY_POWER
+    still = mobility**-MOBILITY_POWER
     spread = ray_spread(p.basis[0, 0].double(), p.position[0].double(), visible)
     return still * (spread / (spread + math.radians(LEAST))).square() + 1e-6 * still
 
