@@ -49,6 +49,7 @@ TRACKS_A_FRAME, MOST_TRACKS = 3, 4000  # of a clip
 ONE_PASS, STREAMED = 500, 1000  # frames of the longest clips that are seen so
 STITCH, STITCH_SHARED = 20, 10
 PARTS = ("latency", "latency-bundle", "accuracy")
+WAYS = ("whole", "unrefined", "stream", "stream-bundle", "stitched", "one-pass")
 
 
 def main() -> None:
@@ -61,6 +62,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--frames", type=int, nargs="+", default=(400, 2000, 100))
     parser.add_argument("--clips", type=int, nargs="+", default=(12, 6, 12), help="of each length")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--pushes", type=int, default=10_000)
     parser.add_argument("--window", type=int, default=50, help="of a stream, in frames")
     parser.add_argument("--slots", type=int, default=256, help="of a stream, for tracks")
@@ -169,17 +171,16 @@ class _Benchmark:
     def _ways(self, frames: int) -> dict[str, Callable[..., dict[str, float]]]:
         ways: dict[str, Callable[..., dict[str, float]]] = {
             "whole": partial(self._whole, refine="bundle"),
-            "whole, unrefined": partial(self._whole, refine="none"),
+            "unrefined": partial(self._whole, refine="none"),
         }
-        if frames <= LONGEST:  # one pass
-            return ways
-        if frames <= STREAMED:
+        if LONGEST < frames <= STREAMED:
             ways["stream"] = partial(self._stream, refine="none")
-            ways["stream, bundle-adjusted"] = partial(self._stream, refine="bundle")
-        ways["stitched"] = self._stitched
-        if frames <= ONE_PASS:
-            ways["one pass"] = self._one_pass
-        return ways
+            ways["stream-bundle"] = partial(self._stream, refine="bundle")
+        if frames > LONGEST:  # else "unrefined" is one pass
+            ways["stitched"] = self._stitched
+        if LONGEST < frames <= ONE_PASS:
+            ways["one-pass"] = self._one_pass
+        return {name: way for name, way in ways.items() if name in self.options.ways}
 
     def _whole(
         self, tracks: Tracks, truth: Truth, camera: np.ndarray, *, refine: str

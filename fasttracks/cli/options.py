@@ -134,6 +134,13 @@ def _add_live(command: _Command) -> None:
     sub.add_argument("--force", action="store_true", help="replace the output if it exists")
     sub.add_argument("--open", action="store_true", help="open the page in a browser")
     sub.add_argument("--port", type=int, default=8080, help="of the page")
+    sub.add_argument(
+        "--rerun",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="show it in Rerun instead; with FILE, record it there (.rrd)",
+    )
     sub.add_argument("--window", type=int, help="frames seen at once; 50, or 24 on a CPU")
     sub.add_argument("--hop", type=int, help="frames from a look to the next; 1, or 5 on a CPU")
     sub.add_argument("--tracks", type=int, help="followed at once; 256, or 100 on a CPU")
@@ -255,7 +262,7 @@ def _video_options(sub: argparse.ArgumentParser) -> None:
         "--mask", metavar="IMAGE", help="start tracks where this image is bright, as many as else"
     )
     video.add_argument("--start", type=float, metavar="SECONDS", help="skip these (default: 0)")
-    video.add_argument("--frames", type=int, help="read at most this many (default: 50)")
+    video.add_argument("--frames", type=int, help="read at most this many (default: 3000)")
     video.add_argument("--every", type=int, metavar="N", help="keep every Nth frame (default: 1)")
     video.add_argument(
         "--max-size", type=int, metavar="PX", help="shrink the longer side to this (default: 1024)"

@@ -201,6 +201,50 @@ def mobility_of(gamma: Tensor, level: Tensor) -> Tensor:
     return (gamma / (STILL * level.clamp(max=10 * NOISE))).clamp(1, 10)
 
 
+def evidence_of(
+    start: Scene,
+    tracks: Tensor,
+    log_depth: Tensor,
+    known: Tensor,
+    level: Tensor,
+    mobility: Tensor,
+    middle: Tensor,
+    known_focal: Tensor,
+) -> Evidence:
+    """What cameras and static points are held against.
+
+    Args:
+        start: whose camera steps and focal length are the network's.
+        tracks: (B, T, N, 3).
+        log_depth: (B, T, N) as the network sees it.
+        known: (B, T, N) visibility where it does, 0 elsewhere.
+        level: (B, 1), see `level_of`.
+        mobility: (B, N), see `mobility_of`.
+        middle: (B,) median depths.
+        known_focal: (B,) bool.
+    """
+    turn, step = camera_steps(start.rotation, start.position)
+    deviation = (CAMERA * level).expand(step.shape[:2])
+    free = (~known_focal).to(start.log_focal.dtype)
+    discount = mobility[:, None] ** MOBILITY_POWER
+    return Evidence(
+        tracks[..., :2],
+        tracks[..., 2] / discount,
+        torch.full_like(mobility, 10 * NOISE),
+        log_depth,
+        # One expectation a track, not one a frame: its errors are the same in all. Mobility
+        # weighs both alike: a track that pulls less at cameras has its own best point still.
+        known / discount / known.sum(1, keepdim=True).clamp(min=1) / DEPTH**2,
+        turn,
+        step,
+        1 / deviation**2,
+        1 / (deviation * middle[:, None]) ** 2,
+        start.log_focal,
+        torch.full_like(free, FOCAL**-2),
+        free,
+    )
+
+
 def told(gamma: Tensor, scale: Tensor, static: Tensor) -> Tensor:
     """γ (B, N) by the network's and by the scale that was found, which err on different tracks.
 
@@ -227,29 +271,12 @@ class _Problem(NamedTuple):
 
     @classmethod
     def of(cls, start: Scene, gamma: Tensor, tracks: Tensor, known_focal: Tensor) -> "_Problem":
-        positions, visibility = tracks[..., :2], tracks[..., 2]
-        free = (~known_focal).to(tracks.dtype)
+        visibility = tracks[..., 2]
         depth = _in_front(to_camera(start.points[:, None], start.rotation, start.position)[..., 2])
-        turn, step = camera_steps(start.rotation, start.position)
         level = level_of(gamma)
         mobility = mobility_of(gamma, level)
-        deviation = (CAMERA * level).expand(step.shape[:2])
-        weight = visibility / mobility[:, None] ** MOBILITY_POWER
-        evidence = Evidence(
-            positions,
-            weight,
-            torch.full_like(gamma, 10 * NOISE),
-            depth.log(),
-            # One expectation a track, not one a frame: its errors are the same in all. Mobility
-            # weighs both alike: a track that pulls less at cameras has its own best point still.
-            weight / visibility.sum(1, keepdim=True).clamp(min=1) / DEPTH**2,
-            turn,
-            step,
-            1 / deviation**2,
-            1 / (deviation * _median(depth)[:, None]) ** 2,
-            start.log_focal,
-            torch.full_like(free, FOCAL**-2),
-            free,
+        evidence = evidence_of(
+            start, tracks, depth.log(), visibility, level, mobility, _median(depth), known_focal
         )
         spread = parallax(start, visibility, mobility < 2)
         return cls(start, evidence, visibility, mobility, spread)
