@@ -3,18 +3,21 @@
 Accuracy: generated takes of 400 and of 2,000 frames, tracks born and lost all along, reconstructed
 whole (`reconstruct(refine="bundle")`) and as a stream without look-ahead beyond its window; beside
 them one pass over all frames, and a common way to stitch windows: 20 frames, 10 shared, a rigid
-transform from the middle shared frame, scale 1, rotations averaged. Medians over clips.
+transform from the middle shared frame, scale 1, rotations averaged. Takes of 100 frames, which are
+one pass, to compare with. Medians over clips.
 
 Latency: pushes of 256 tracks into a window of 50, hop 1, in milliseconds; memory over 10,000
 pushes; whether a replay is bit-identical.
 
-Each part is kept as it is done, and says so if it failed. On a CPU
-`--clips 1 0 --pushes 9 --frames 170 0 --window 12 --slots 32` tells whether it runs.
+The file is written after each clip and each part; what failed is in it as text, and the rest goes
+on. `--parts` chooses. On a CPU `--clips 1 --frames 170 --pushes 9 --window 12 --slots 32` tells
+whether it runs.
 """
 
 import argparse
+import hashlib
 import json
-import resource
+import os
 import time
 import traceback
 from collections.abc import Callable
@@ -35,16 +38,18 @@ from fasttracks.evaluation.metrics import Estimate, Truth, align, metrics
 from fasttracks.geometry import Prediction
 from fasttracks.inputs import hold
 from fasttracks.long.join import nearest_rotation
+from fasttracks.long.windows import LONGEST
 from fasttracks.network import TracksTo4D
 from fasttracks.scenes.generator import generate, seeded
 from fasttracks.scenes.held_out import kind
 from fasttracks.scenes.library import load as load_library
-from fasttracks.stream.stream import Update
 from fasttracks.tracks import Tracks, normalise
 
 TRACKS_A_FRAME, MOST_TRACKS = 3, 4000  # of a clip
 ONE_PASS, STREAMED = 500, 1000  # frames of the longest clips that are seen so
 STITCH, STITCH_SHARED = 20, 10
+PARTS = ("latency", "latency-bundle", "accuracy")
+WAYS = ("whole", "unrefined", "stream", "stream-bundle", "stitched", "one-pass")
 
 
 def main() -> None:
@@ -54,25 +59,32 @@ def main() -> None:
     )
     parser.add_argument("-o", "--output", required=True, metavar="FILE")
     parser.add_argument("--data", metavar="FOLDER", help="with mocap_cmu.npz, camera_paths.npz")
-    parser.add_argument("--clips", type=int, nargs=2, default=(12, 6), help="of each length")
-    parser.add_argument("--frames", type=int, nargs=2, default=(400, 2000))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--frames", type=int, nargs="+", default=(400, 2000, 100))
+    parser.add_argument("--clips", type=int, nargs="+", default=(12, 6, 12), help="of each length")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--pushes", type=int, default=10_000)
     parser.add_argument("--window", type=int, default=50, help="of a stream, in frames")
     parser.add_argument("--slots", type=int, default=256, help="of a stream, for tracks")
     parser.add_argument("--model", default="base")
     parser.add_argument(
-        "--seconds", type=float, default=190, help="begin no more clips after these"
+        "--seconds", type=float, default=170, help="begin no more clips after these"
     )
     options = parser.parse_args()
+    if len(options.frames) != len(options.clips):
+        parser.error("--clips: expected as many numbers as --frames has")
+    start = time.perf_counter()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = fasttracks.load(options.model, device=device)
-    start = time.perf_counter()
     bench = _Benchmark(options, model, device)
-    bench.part("latency", bench.latency)
-    bench.part("latency, bundle-adjusted", bench.latency_bundle)
-    # The first length leaves some of the time to the other.
-    for count, frames, share in zip(options.clips, options.frames, (0.6, 1), strict=True):
-        until = start + share * options.seconds
+    for name, work in (("latency", bench.latency), ("latency-bundle", bench.latency_bundle)):
+        if name in options.parts:
+            bench.part(name, work)
+    # Each length leaves an equal share of what time is left to those after it.
+    lengths = options.frames if "accuracy" in options.parts else []
+    for i, (frames, count) in enumerate(zip(lengths, options.clips, strict=False)):
+        now = time.perf_counter()
+        until = now + (start + options.seconds - now) / (len(lengths) - i)
         bench.part(f"{frames} frames", partial(bench.accuracy, count, frames, until))
 
 
@@ -81,49 +93,66 @@ class _Benchmark:
         self.options, self.model, self.device = options, model, device
         self.found: dict[str, Any] = machine.describe(device)
 
-    def part(self, name: str, work: Callable[[], dict[str, Any]]) -> None:
-        """Do one part, keep what it finds or why it failed, and write all so far."""
+    def part(self, name: str, work: Callable[[dict[str, Any]], None]) -> None:
+        """Do one part, which fills what is kept of it, or keep why it failed."""
         start = time.perf_counter()
+        kept: dict[str, Any] = {}
+        self.found[name] = kept
         try:
-            self.found[name] = work()
+            work(kept)
         except Exception as error:  # the others may still work
             traceback.print_exc()
-            self.found[name] = {"failed": f"{type(error).__name__}: {error}"}
-        self.found[name]["seconds"] = round(time.perf_counter() - start, 1)
-        Path(self.options.output).write_text(json.dumps(self.found, indent=1) + "\n")
-        rest = {k: v for k, v in self.found[name].items() if k != "clips"}
-        print(f"{name}: {json.dumps(rest)}", flush=True)
+            kept["failed"] = _said(error)
+        kept["seconds"] = round(time.perf_counter() - start, 1)
+        self.write()
+        print(f"{name}: {json.dumps({k: v for k, v in kept.items() if k != 'clips'})}", flush=True)
 
-    def accuracy(self, clips: int, frames: int, until: float) -> dict[str, Any]:
+    def write(self) -> None:
+        """Write all that has been found so far."""
+        Path(self.options.output).write_text(json.dumps(self.found, indent=1) + "\n")
+
+    def accuracy(self, clips: int, frames: int, until: float, kept: dict[str, Any]) -> None:
         """Each way on clips of one length; no more of them are begun after a time."""
-        rows: list[dict[str, dict[str, float]]] = []
+        rows: list[dict[str, Any]] = []
+        kept |= {"asked": clips, "medians": {}, "clips": rows}
         for i in range(clips):
             if time.perf_counter() > until and rows:
                 print(f"  out of time after {i} of {clips} clips", flush=True)
                 break
-            row, tracks, truth, camera = {}, *self._clip(i, frames)
-            for name, way in self._ways().items():
-                if frames > {"one pass": ONE_PASS}.get(
-                    name, STREAMED if "stream" in name else frames
-                ):
-                    continue
-                begin = time.perf_counter()
-                if self.device == "cuda":
-                    torch.cuda.reset_peak_memory_stats()
-                try:
-                    row[name] = way(tracks, truth, camera)
-                except Exception as error:
-                    traceback.print_exc()
-                    row[name] = {"failed": 1.0}
-                    print(f"  {name}: {type(error).__name__}: {error}", flush=True)
-                row[name]["seconds"] = time.perf_counter() - begin
-                if self.device == "cuda":
-                    row[name]["GB"] = torch.cuda.max_memory_allocated() / 1e9
+            begin = time.perf_counter()
+            tracks, truth, camera = self._clip(i, frames)
+            row: dict[str, Any] = {
+                "tracks": tracks.tracks.shape[1],
+                "generated in": round(time.perf_counter() - begin, 1),
+            }
             rows.append(row)
-            brief = {n: [round(r.get(k, np.nan), 3) for k in ("ate", "rpe_rotation")]
-                     for n, r in row.items()}  # fmt: skip
-            print(f"  clip {i}, {tracks.tracks.shape[1]} tracks: {brief}", flush=True)
-        return {"medians": _medians(rows), "clips": rows}
+            for name, way in self._ways(frames).items():
+                row[name] = self._tried(name, partial(way, tracks, truth, camera))
+                kept["medians"] = _medians(rows)
+                self.write()
+            brief = {
+                name: [round(found.get(k, np.nan), 3) for k in ("ate", "rpe_rotation")]
+                for name, found in row.items()
+                if isinstance(found, dict)
+            }
+            print(f"  clip {i}, {row['tracks']} tracks: {brief}", flush=True)
+
+    def _tried(self, name: str, way: Callable[[], dict[str, float]]) -> dict[str, Any]:
+        """What a way finds, or why it failed, the seconds it took and the GPU's memory."""
+        begin = time.perf_counter()
+        if self.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        found: dict[str, Any] = {}
+        try:
+            found |= way()
+        except Exception as error:
+            traceback.print_exc()
+            found["failed"] = _said(error)
+            print(f"  {name}: {found['failed']}", flush=True)
+        found["seconds"] = time.perf_counter() - begin
+        if self.device == "cuda":
+            found["GB"] = torch.cuda.max_memory_allocated() / 1e9
+        return found
 
     def _clip(self, i: int, frames: int) -> tuple[Tracks, Truth, np.ndarray]:
         variety = kind("long", frames)
@@ -139,15 +168,19 @@ class _Benchmark:
         exact = points[..., :2] / points[..., 2:].clamp(min=1e-6)
         return tracks, truth._replace(tracks=exact, focal=torch.ones(1)), camera
 
-    def _ways(self) -> dict[str, Callable[[Tracks, Truth, np.ndarray], dict[str, float]]]:
-        return {
-            "whole": lambda *clip: self._whole(*clip, refine="bundle"),
-            "whole, unrefined": lambda *clip: self._whole(*clip, refine="none"),
-            "stream": lambda *clip: self._stream(*clip, refine="none"),
-            "stream, bundle-adjusted": lambda *clip: self._stream(*clip, refine="bundle"),
-            "stitched": self._stitched,
-            "one pass": self._one_pass,
+    def _ways(self, frames: int) -> dict[str, Callable[..., dict[str, float]]]:
+        ways: dict[str, Callable[..., dict[str, float]]] = {
+            "whole": partial(self._whole, refine="bundle"),
+            "unrefined": partial(self._whole, refine="none"),
         }
+        if LONGEST < frames <= STREAMED:
+            ways["stream"] = partial(self._stream, refine="none")
+            ways["stream-bundle"] = partial(self._stream, refine="bundle")
+        if frames > LONGEST:  # else "unrefined" is one pass
+            ways["stitched"] = self._stitched
+        if LONGEST < frames <= ONE_PASS:
+            ways["one-pass"] = self._one_pass
+        return {name: way for name, way in ways.items() if name in self.options.ways}
 
     def _whole(
         self, tracks: Tracks, truth: Truth, camera: np.ndarray, *, refine: str
@@ -232,60 +265,62 @@ class _Benchmark:
         with torch.no_grad():
             return self.model(hold(window[:, often])[None])
 
-    def latency(self) -> dict[str, Any]:
+    def latency(self, kept: dict[str, Any]) -> None:
         """Pushes without refinement: times, memory, replay."""
         pushes = self.options.pushes
-        first = self._pushes(pushes, "none", keep=min(pushes, 500))
-        again = self._pushes(min(pushes, 500), "none", keep=min(pushes, 500))
-        same = all(
-            np.array_equal(a.points, b.points)
-            and np.array_equal(a.camera_to_world, b.camera_to_world)
-            for a, b in zip(first["kept"], again["kept"], strict=True)
-        )
-        del first["kept"]
-        return first | {"replay is bit-identical": same}
+        few = min(pushes, 500)
+        first = self._pushes(pushes, "none", kept, few)
+        self.write()
+        again = self._pushes(few, "none", {}, few)
+        kept["replay is bit-identical"] = first == again
 
-    def latency_bundle(self) -> dict[str, Any]:
+    def latency_bundle(self, kept: dict[str, Any]) -> None:
         """Pushes whose windows are bundle-adjusted."""
-        found = self._pushes(max(self.options.pushes // 20, 60), "bundle", keep=0)
-        del found["kept"]
-        return found
+        self._pushes(max(self.options.pushes // 20, 60), "bundle", kept, 0)
 
-    def _pushes(self, pushes: int, refine: str, keep: int) -> dict[str, Any]:
-        """A walk past still points, 256 seen at a time, pushed frame by frame."""
+    def _pushes(self, pushes: int, refine: str, kept: dict[str, Any], compared: int) -> str:
+        """A walk past still points, 256 seen at a time, pushed frame by frame.
+
+        Returns a hash of the first `compared` answers.
+        """
         window, slots = self.options.window, self.options.slots
         camera = [[500, 0, 320], [0, 500, 240], [0, 0, 1]]
         stream = fasttracks.Stream(self.model, window, 1, slots, intrinsics=camera, refine=refine)
-        draw = np.random.default_rng(0)
-        x = np.linspace(-4, 0.02 * pushes + 4, 32 * (round(0.02 * pushes) + 8))
-        points = np.stack(
-            [x, draw.uniform(-2, 2, len(x)), draw.uniform(5, 9, len(x))], -1
-        )  # about 256 of them within view at a time
+        warm = window + 10  # pushes before those that are timed
+        # 256 points within view at a time. For fewer pushes these are the first of the same.
+        x = np.arange(-4, 0.02 * (warm + pushes) + 4, 1 / 32)
+        others = np.random.default_rng(0).uniform((-2, 5), (2, 9), (len(x), 2))
+        points = np.concatenate([x[:, None], others], 1)
         milliseconds: list[float] = []
-        kept: list[Update] = []
+        answers, resets = hashlib.sha256(), 0
         memory = []
-        for t in range(pushes + 60):
+        for t in range(warm + pushes):
             seen = np.flatnonzero(np.abs(points[:, 0] - 0.02 * t) < 4)
             ahead = points[seen] - (0.02 * t, 0.05 * np.sin(0.1 * t), 0)
             pixels = 500 * ahead[:, :2] / ahead[:, 2:] + (320, 240)
-            pixels += draw.normal(0, 0.3, pixels.shape)
+            pixels += np.random.default_rng((1, t)).normal(0, 0.3, pixels.shape)
+            if t >= warm and (t - warm) % max(pushes // 10, 1) == 0:
+                memory.append(_memory(self.device))
             begin = time.perf_counter()
             update = stream.push(seen, pixels)
-            if t >= 60:
+            if t >= warm:
                 milliseconds.append(1e3 * (time.perf_counter() - begin))
-            if update and len(kept) < keep:
-                kept.append(update)
-            if t % ((pushes + 60) // 10) == 0:
-                memory.append(_memory(self.device))
-        quantile = {f"p{q}": round(float(np.percentile(milliseconds, q)), 3) for q in (50, 95, 99)}
-        return {
+            if update:
+                resets += update.reset is not None
+                if not np.isfinite(update.points).all():
+                    raise ValueError(f"points of push {t} are not finite")
+                if t < compared:
+                    answers.update(update.points.tobytes() + update.camera_to_world.tobytes())
+        memory.append(_memory(self.device))
+        kept |= {
             "pushes": pushes,
             "tracks seen": len(seen),
-            "ms": quantile,
+            "ms": {f"p{q}": round(float(np.percentile(milliseconds, q)), 3) for q in (50, 95, 99)},
             "host MB": [round(m[0]) for m in memory],
             "device MB": [round(m[1]) for m in memory],
-            "kept": kept,
+            "resets": resets,
         }
+        return answers.hexdigest()
 
 
 def _judged(
@@ -318,11 +353,16 @@ def _path(rotation: Tensor, position: Tensor, truth: Truth) -> dict[str, float]:
     return {name: float(found[name]) for name in names} | {"scale_drift": drift}
 
 
-def _medians(rows: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
-    names = dict.fromkeys(way for row in rows for way in row)
-    ways = {way: [row[way] for row in rows if way in row] for way in names}
+def _medians(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Of each way's figures, over the clips that it did not fail on; `clips` counts these."""
+    ways: dict[str, list[dict[str, float]]] = {}
+    for row in rows:
+        for way, found in row.items():
+            if isinstance(found, dict) and "failed" not in found:
+                ways.setdefault(way, []).append(found)
     return {
-        way: {
+        way: {"clips": len(found)}
+        | {
             name: round(float(np.nanmedian([f.get(name, np.nan) for f in found])), 4)
             for name in sorted(set().union(*found))
         }
@@ -333,7 +373,12 @@ def _medians(rows: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, flo
 def _memory(device: str) -> tuple[float, float]:
     """MB of this process on the host, and of tensors on the GPU."""
     held = torch.cuda.memory_allocated() / 1e6 if device == "cuda" else 0.0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, held
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6, held
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 if __name__ == "__main__":

@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from fasttracks.performance.accuracy import LIMITS
+
 RESULTS = Path(__file__).parent / "results"
 SHOWN = "nvidia-h100-80gb-hbm3"
 ROOF = 989.0  # TFLOP/s: dense float16 of an H100 SXM
 SPEED_SIZES = ((100, 50), (256, 50), (1000, 50), (4096, 50))  # that the README shows
 KEYS = {"forward": ("column", "tracks", "frames"),
+        "call": ("column", "tracks", "frames"),
         "kernels": ("operation", "backend", "tracks", "frames")}  # fmt: skip
 OURS = "engine fp16"
 REFERENCE, EAGER, TORCH = "reference fp32", "eager torch fp16", "strongest torch"
@@ -59,6 +62,9 @@ def forward() -> str:
         line = {"tracks × frames": f"{tracks} × {frames}"}
         for name in BASELINES:
             line[name] = _number(ms.get(name), " ms")
+            off = columns.get(name, {}).get("error of reprojection px", 0.0)
+            if off > LIMITS["reprojection px"]:
+                line[name] += f" (off by {off:.2g} px)"
         line[OURS] = f"**{_number(ms[OURS], ' ms')}**"
         for name in (REFERENCE, TORCH):
             line[f"against {name}"] = _number(ms[name] / ms[OURS] if name in ms else None, "×")
@@ -69,6 +75,18 @@ def forward() -> str:
         }
         lines.append(line)
     return _table(lines)
+
+
+def calls() -> str:
+    """`reconstruct` end to end: p50 and p99 in ms, by what goes in and comes out."""
+    lines: dict[str, dict[str, str]] = {}
+    rows = [row for row in read(SHOWN).get("call", []) if "p50 ms" in row]
+    if not rows:
+        return "Not measured yet; `python benchmarks/call.py -o FOLDER` writes the figures."
+    for row in rows:
+        line = lines.setdefault(row["column"], {"p50 (p99), ms": row["column"]})
+        line["{tracks} × {frames}".format_map(row)] = "{p50 ms:.3g} ({p99 ms:.3g})".format_map(row)
+    return _table(list(lines.values()))
 
 
 def latency() -> str:
@@ -348,6 +366,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "speed": speed,
     "forward": forward,
     "latency": latency,
+    "calls": calls,
     "kernels": kernels,
     "clips": clips,
     "viewer": viewer,

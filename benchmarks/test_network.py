@@ -1,7 +1,8 @@
 """The whole forward, tracks in and points, cameras and reprojection out: `pytest benchmarks`.
 
-`--benchmark-json=FILE` keeps the figures, for `report.py`. Accuracy first: nothing is timed whose
-error against float64 is beyond `accuracy.LIMITS`. `-k` picks columns and sizes. With
+`--benchmark-json=FILE` keeps the figures, for `report.py`. Accuracy first: nothing of ours is timed
+whose error against float64 is beyond `accuracy.LIMITS`; baselines are, with their errors.
+`-k` picks columns and sizes. With
 TRACKSTO4D=PATH the released code in that checkout is measured too.
 """
 
@@ -73,12 +74,8 @@ def test_network(benchmark, exact, size, column):
         except torch.cuda.OutOfMemoryError:
             pytest.skip("out of memory")
         found = accuracy.errors(prediction, truth)
-        try:
+        if "engine" in column:  # the gate is for what is ours; baselines are shown with their error
             accuracy.check(found, torch.bfloat16 if "bf16" in column else torch.float16)
-        except fasttracks.InputError as error:
-            if "engine" in column:
-                raise
-            pytest.skip(str(error))  # what TF32 makes of it is no baseline
         del truth, prediction
 
         def run():

@@ -12,6 +12,7 @@ from torch import Tensor
 from fasttracks import ops
 from fasttracks.config import Config
 from fasttracks.errors import InputError
+from fasttracks.kernels.device import capability
 
 
 class Backend(NamedTuple):
@@ -56,13 +57,15 @@ def choose(name: str, config: Config, device: torch.device | None = None) -> Bac
 
 def missing(device: torch.device | None) -> str | None:
     """What Triton lacks on a device, if anything."""
+    if device is not None and device.type == "cpu" and capability(device) >= (8, 0):
+        return None  # it stands for a GPU that is compiled for
     if not torch.cuda.is_available():
         return "torch sees no CUDA GPU"
     if device is not None and device.type != "cuda":
         return f"it runs on CUDA only, not on {device.type}"
-    capability = torch.cuda.get_device_capability(device)
-    if capability < (8, 0):
-        return "the GPU's compute capability {}.{} is below 8.0".format(*capability)
+    can = torch.cuda.get_device_capability(device)
+    if can < (8, 0):
+        return "the GPU's compute capability {}.{} is below 8.0".format(*can)
     return None if find_spec("triton") else "Triton is not installed"
 
 

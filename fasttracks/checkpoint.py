@@ -13,9 +13,8 @@ from torch import Tensor
 from fasttracks.errors import InputError
 from fasttracks.files import existing_file
 
-# Far beyond those of any checkpoint that is of use:
-_LARGEST = 2**30  # bytes
-_MOST_STEPS = 200_000  # of unpickling; a released TracksTo4D checkpoint takes some 5,000
+# Of unpickling, far beyond any checkpoint of use: a released TracksTo4D one takes some 5,000.
+_MOST_STEPS = 200_000
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
@@ -27,19 +26,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         InputError: it is anything else, or holds what could be code or is beyond any use.
     """
     existing_file(path, "checkpoint", "a .pt file")
-    try:
-        _check_size(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd pickles; what matters is said below
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise InputError(
-            f"checkpoint: {path} is not a torch file of tensors and plain values; anything else "
-            "could run code when read and is refused"
-        ) from None
-    except Exception as error:  # a damaged file makes torch raise whatever there is
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"checkpoint: {path} is not a whole torch file ({first})") from None
+    checkpoint = read_plain(path)
     # A bare state dict, or one saved from DataParallel, is as good.
     state = checkpoint.get("model_state_dict", checkpoint) if isinstance(checkpoint, dict) else None
     if not isinstance(state, dict) or not all(map(_is_plain, state.items())):
@@ -48,6 +35,29 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             "checkpoint does"
         )
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def read_plain(path: Path, largest: int = 2**30) -> Any:
+    """What a torch file holds, read as plain tensors and values; the numbers may stay on disk.
+
+    Raises:
+        InputError: it is damaged, holds what could be code, or more than `largest` bytes.
+    """
+    try:
+        _check_size(path, largest)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd pickles; what matters is said below
+            return torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
+    except pickle.UnpicklingError:
+        raise InputError(
+            f"checkpoint: {path} is not a torch file of tensors and plain values; anything else "
+            "could run code when read and is refused"
+        ) from None
+    except Exception as error:  # a damaged file makes torch raise whatever there is
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"checkpoint: {path} is not a whole torch file ({first})") from None
 
 
 def _is_plain(item: tuple[Any, Any]) -> bool:
@@ -60,7 +70,7 @@ def _is_plain(item: tuple[Any, Any]) -> bool:
     )
 
 
-def _check_size(path: Path) -> None:
+def _check_size(path: Path, largest: int) -> None:
     """ValueError where unpickling would build far more than tensors and their names."""
     with open(path, "rb") as file:
         if file.read(4) != b"PK\x03\x04":  # by which torch tells its formats apart, too
@@ -69,8 +79,8 @@ def _check_size(path: Path) -> None:
                 _check_pickle(file)
             return
         with zipfile.ZipFile(file) as archive:
-            if sum(member.file_size for member in archive.infolist()) > _LARGEST:
-                raise ValueError(f"more than {_LARGEST / 1e9:.0f} GB")
+            if sum(member.file_size for member in archive.infolist()) > largest:
+                raise ValueError(f"more than {largest / 1e9:.0f} GB")
             for member in archive.infolist():
                 if member.filename.endswith(".pkl"):
                     with archive.open(member) as stream:

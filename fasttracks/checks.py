@@ -7,6 +7,7 @@ import numpy as np
 
 from fasttracks.errors import InputError
 
+FARTHEST = 1e7  # pixels from the image's corner that a position may be
 LARGEST = 1e12  # that a number may be; squares and products of few stay within float32
 
 
@@ -27,6 +28,14 @@ def as_numbers(value: Any, name: str) -> np.ndarray:
         with np.errstate(over="ignore"):
             array = array.astype(np.float32 if array.dtype.itemsize == 2 else np.float64)
     return array
+
+
+def as_array(value: Any, name: str) -> Any:
+    """`as_numbers`, or a tensor of numbers that is on a GPU as it is, to be left there."""
+    strided = getattr(value, "is_cuda", False) and str(value.layout) == "torch.strided"
+    if strided and not (value.is_quantized or value.is_nested or value.is_complex()):
+        return value
+    return as_numbers(value, name)
 
 
 def _as_array(value: Any) -> np.ndarray:

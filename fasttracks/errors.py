@@ -1,4 +1,7 @@
-"""The one error a caller can mend."""
+"""The one error a caller can mend, and warnings that point at the caller."""
+
+import sys
+import warnings
 
 _LONGEST = 1000  # characters of a message
 
@@ -12,6 +15,14 @@ class InputError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
+
+
+def warn(message: str) -> None:
+    """A warning of the line that called into this package, however deep it was found."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith("fasttracks."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
 
 
 def printable(text: str) -> str:

@@ -62,7 +62,7 @@ class _Replay(NamedTuple):
 
 
 _replays: GraphCache[_Replay] = GraphCache(8)
-_lock = Lock()
+_lock, _capturing = Lock(), Lock()
 
 
 def capture(
@@ -75,7 +75,7 @@ def capture(
 ) -> tuple[torch.cuda.CUDAGraph, Any]:
     """A CUDA graph of some work, and what that returned: memory that each replay fills anew.
 
-    Other threads may go on with their own CUDA work meanwhile.
+    Other threads may go on with their own CUDA work meanwhile, but for captures, which take turns.
 
     Args:
         work: queues kernels and must not wait for the GPU.
@@ -94,7 +94,7 @@ def capture(
     graph = torch.cuda.CUDAGraph()
     if generator is not None:
         graph.register_generator_state(generator)
-    with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
+    with _capturing, torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
         result = work()
     return graph, result
 

@@ -1,8 +1,6 @@
 """TracksTo4D, lean: the network of arXiv 2404.07097 for inference and fine-tuning."""
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -53,37 +51,25 @@ class TracksTo4D(nn.Module):
             tracks.requires_grad or any(p.requires_grad for p in self.parameters())
         )
         run = runnable(self.backend, tracks.device, dtype, grad)
-        x = self.embedding(tracks, dtype, run)
         kernels = run is self.backend and run is not TORCH  # and no compiler looks on
-        if kernels and (x.device, x.dtype) not in _compiled:
-            self._compile(x, run)
+        if kernels and (tracks.device, dtype) not in _compiled:
+            self._compile(tracks, run)
+        return self.by(tracks, run)
+
+    def by(self, tracks: Tensor, run: Backend) -> Prediction:
+        """`forward` by the operations of a backend."""
+        x = self.embedding(tracks, next(self.blocks.parameters()).dtype, run)
         for block in self.blocks:
             x = block(x, run)
         return self.read(x, run)
 
-    def _compile(self, x: Tensor, run: Backend) -> None:
-        """Have Triton compile what tokens like `x` need side by side; most of it is not Python."""
-        if torch.cuda.is_current_stream_capturing():
-            return
-        blocks: Any = self.blocks
-        time, track = blocks[:2]
-        last = x.to(blocks[-1].norm.weight.dtype)
-        jobs: list[Callable[[], Any]] = [
-            lambda: time.transform(x, run),
-            lambda: blocks[-1].transform(x, run),
-            lambda: track.attend(time.attend(x, run), run),
-            lambda: self.read(last, run),
-        ]
-        stream = torch.cuda.current_stream(x.device)
+    def _compile(self, tracks: Tensor, run: Backend) -> None:
+        """Have Triton compile what tracks of this size need, side by side."""
+        if not torch.cuda.is_current_stream_capturing():
+            from fasttracks.kernels.ahead import compile_ahead
 
-        def work(job: Callable[[], Any]) -> None:
-            with torch.no_grad(), torch.cuda.stream(stream):
-                stream.query()  # a new thread has no CUDA context yet, which descriptors need
-                job()
-
-        with ThreadPoolExecutor(len(jobs)) as pool:
-            list(pool.map(work, jobs))
-        _compiled.add((x.device, x.dtype))
+            compile_ahead(partial(self.by, tracks, run), tracks.device)
+            _compiled.add((tracks.device, next(self.blocks.parameters()).dtype))
 
     def read(self, x: Tensor, run: Backend = TORCH) -> Prediction:
         """Heads and geometry: what the tokens (B, T, N, C) of the last block say."""

@@ -1,8 +1,9 @@
 """`reconstruct`: tracks in, cameras and points out."""
 
 import ctypes
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, lru_cache
 from typing import Any, overload
@@ -12,18 +13,17 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from fasttracks.checks import as_array
+from fasttracks.clips import Clip, finish, start
 from fasttracks.engine import Engine
 from fasttracks.errors import InputError
-from fasttracks.geometry import Prediction
-from fasttracks.long.windows import LONGEST, focal_correction
 from fasttracks.network import TracksTo4D
-from fasttracks.plausible import check
 from fasttracks.reconstruction import Reconstruction
-from fasttracks.tracks import Tracks, as_numbers
+from fasttracks.tracks import Tracks, check_image_size
 from fasttracks.weights import find, load
 
 REFINEMENTS = ("none", "bundle", "finetune")
-_FOCAL_TRACKS = 128  # whose focal length is nearly that of a thousand
+_TOKENS_AT_ONCE = 1 << 17  # of a batch on a GPU, which more keep no busier
 
 _Model = str | os.PathLike[str] | TracksTo4D | Engine
 
@@ -88,19 +88,25 @@ def reconstruct(
     torch tensor, then torch on its device. The same input gives the same output, bit for
     bit, on the same device, with the same precision and, on a CPU, number of threads.
 
+    On a GPU a shape that comes back is a CUDA graph from its second call on; up to 16 are kept for
+    each model. Tensors that are on the GPU stay there, and nothing waits for them: what only their
+    values tell, such as pixels of another image, is raised or warned of by the first method of the
+    result that looks at them (`numpy`, `save`, `repr`, ...), or by its `check`. It does wait where
+    `refine` is given, and where neither intrinsics nor image_size are.
+
     Args:
         tracks: (T, N, 2) pixels, as CoTracker and KLT give them, NaN where unseen; or a
-            `Tracks`, which brings its own visibility, intrinsics and image size; or
-            (B, T, N, 2), for which a list of B results is returned.
-        visibility: (T, N) or (B, T, N) bool; None: every finite position was seen.
-        intrinsics: (3, 3), (T, 3, 3) or, for a batch, (B, T, 3, 3) pixels; None: a guess
+            `Tracks`, which brings its own visibility, intrinsics and image size; or for a
+            list of B results (B, T, N, 2), or a list of arrays or `Tracks` of any sizes.
+        visibility: (T, N) or (B, T, N) bool, or a list; None: every finite position was seen.
+        intrinsics: (3, 3), (T, 3, 3) or, for a batch, (B, T, 3, 3) pixels, or a list; None: a guess
             from `image_size`, corrected by a model that predicts the focal length, in a first
             pass over at most 128 of the tracks.
         image_size: (height, width) pixels; None with no intrinsics: taken from the extent
             of the tracks, with a warning.
         model: a shipped name, a path to .safetensors, or a loaded model, which then
-            stays on its device and in its precision; or an `Engine` around one, for many
-            calls on a GPU.
+            stays on its device and in its precision; or an `Engine` around one, which is
+            ready ahead.
         device: "auto", "cpu", "cuda", "cuda:1", ...
         precision: "auto", "fp32", "fp16" or "bf16".
         refine: "bundle" adjusts cameras and points to the tracks, in about the time of the
@@ -120,45 +126,44 @@ def reconstruct(
             "tracks: expected an array or Tracks, found a path; fasttracks.track(path) follows "
             "points through a video, fasttracks.Tracks.load(path) reads a track file"
         )
-    given = tracks if isinstance(tracks, Tracks) else as_numbers(tracks, "tracks")
-    batch = not isinstance(given, Tracks) and given.ndim == 4
-    clips = _clips(given, visibility, intrinsics, image_size)
-    for clip in clips:
-        check(clip)
+    clips, batch = _clips(tracks, visibility, intrinsics, image_size)
     run = model
     if not isinstance(run, TracksTo4D | Engine):
         run = _load_once(run, device, precision)
-    network = run.model if isinstance(run, Engine) else run
-    heads = network.points.weight
-    cameras = [clip.camera(network.config.assumed_focal) for clip in clips]
-    inputs = torch.stack([clip.inputs(k) for clip, k in zip(clips, cameras, strict=True)])
-    inputs = inputs.to(heads.device, heads.dtype)
-    known_focal = torch.tensor(
-        [clip.intrinsics is not None for clip in clips], device=inputs.device
-    )
-    if network.config.predicts_focal and not known_focal.all():
-        factor = torch.where(known_focal, 1.0, _focal_correction(run, inputs))
-        inputs[..., :2] /= factor[:, None, None, None]
-        cameras = [
-            k @ np.diag([by, by, 1.0]) for k, by in zip(cameras, factor.tolist(), strict=True)
-        ]
-    prediction, outcomes = _predict(run, inputs, known_focal, refine)
-    if not torch.isfinite(prediction.projection).all():
-        raise InputError("model: its prediction is not finite; the weights or intrinsics are off")
-
-    home = tracks.device if isinstance(tracks, Tensor) else torch.device("cpu")
-    prediction = Prediction(*(t.to(home, torch.float32) for t in prediction))
-    results = [
-        _reconstruction(
-            Prediction(*(t[i] for t in prediction)), clip, torch.tensor(k, device=home), outcomes[i]
-        )
-        for i, (clip, k) in enumerate(zip(clips, cameras, strict=True))
+    heads = (run.model if isinstance(run, Engine) else run).points.weight
+    first = tracks[0] if isinstance(tracks, list | tuple) and batch else tracks
+    home = first.device if isinstance(first, Tensor) else None
+    groups = [
+        (part, start([clips[i] for i in part], run, refine, home))
+        for part in _groups(clips, run, heads.is_cuda)
     ]
-    if not isinstance(tracks, Tensor):
-        results = [result.numpy() for result in results]
+    found = [
+        (i, result)
+        for part, started in groups
+        for i, result in zip(part, finish(started, home), strict=True)
+    ]
+    results = [result for _, result in sorted(found, key=lambda pair: pair[0])]
     if heads.device.type == "cpu":
         _malloc_trim()(0)
     return results if batch else results[0]
+
+
+def _groups(clips: Sequence[Clip], model: TracksTo4D | Engine, on_gpu: bool) -> Iterator[list[int]]:
+    """Which clips go together: those of one shape; on a GPU a few at a time.
+
+    While it is at some, the host takes what comes of those before.
+    """
+    by_shape: dict[tuple[int, ...], list[int]] = {}
+    for i, clip in enumerate(clips):
+        by_shape.setdefault(tuple(clip.tracks.shape[:2]), []).append(i)
+    for shape, members in by_shape.items():
+        most = len(members)
+        if on_gpu:
+            most = max(1, _TOKENS_AT_ONCE // max(1, math.prod(shape)))
+        if isinstance(model, Engine):
+            most = min(most, model.limits[0])
+        size = -(-len(members) // -(-len(members) // most))
+        yield from (members[i : i + size] for i in range(0, len(members), size))
 
 
 @cache
@@ -173,79 +178,63 @@ def _malloc_trim() -> Callable[[int], Any]:
         return lambda pad: 0
 
 
-def _focal_correction(run: TracksTo4D | Engine, inputs: Tensor) -> Tensor:
-    """Factors (B,) of focal lengths, as the model corrects them from some of the tracks.
-
-    What it then sees through the corrected ones is closer to what it was trained on than what it
-    says of a lens while guessing it.
-    """
-    if inputs.shape[1] > LONGEST:
-        with torch.no_grad():
-            each = torch.stack([focal_correction(run, clip) for clip in inputs])
-        return each.clamp(0.1, 10).to(inputs.dtype)
-    some = inputs[:, :, :: -(-inputs.shape[2] // _FOCAL_TRACKS)].contiguous()
-    with torch.no_grad():
-        return run(some).focal.mean(1).clamp(0.1, 10).to(inputs.dtype)
-
-
-def _predict(
-    run: TracksTo4D | Engine, inputs: Tensor, known_focal: Tensor, refine: str
-) -> tuple[Prediction, Sequence[str | None]]:
-    """The prediction for B clips, refined, and for each how that went."""
-    if refine == "finetune":
-        from fasttracks.refine.finetune import finetune
-
-        prediction, tuning = finetune(run.model if isinstance(run, Engine) else run, inputs)
-        return prediction, tuning.outcome
-    if inputs.shape[1] > LONGEST:
-        from fasttracks.long.assemble import predict
-
-        return predict(run, inputs, known_focal, refine == "bundle")
-    with torch.no_grad():
-        prediction = run(inputs)
-        if refine == "none":
-            return prediction, [None] * len(inputs)
-        from fasttracks.refine.bundle import bundle
-
-        prediction, adjustment = bundle(prediction, inputs, known_focal)
-        return prediction, adjustment.outcome
-
-
 def _clips(
-    tracks: Tracks | np.ndarray, visibility: Any, intrinsics: Any, image_size: Any
-) -> list[Tracks]:
-    """One checked Tracks a clip."""
-    visibility, intrinsics = (
-        None if value is None else as_numbers(value, name)
-        for name, value in (("visibility", visibility), ("intrinsics", intrinsics))
-    )
+    tracks: Any, visibility: Any, intrinsics: Any, image_size: Any
+) -> tuple[list[Clip], bool]:
+    """What was given of each clip, and whether that was a batch; only shapes are checked."""
+    several = isinstance(tracks, list | tuple) and len(tracks) > 0
+    if several and all(isinstance(t, Tracks) or getattr(t, "ndim", 0) == 3 for t in tracks):
+        count = len(tracks)
+        seen, cameras = (
+            _each(value, count, name, ndim)
+            for value, name, ndim in ((visibility, "visibility", 3), (intrinsics, "intrinsics", 4))
+        )
+        rows = zip(tracks, seen, cameras, strict=True)
+        return [_clip(t, v, k, image_size) for t, v, k in rows], True
+    if isinstance(tracks, Tracks):
+        return [_clip(tracks, visibility, intrinsics, image_size)], False
+    tracks = as_array(tracks, "tracks")
+    visibility = None if visibility is None else as_array(visibility, "visibility")
+    intrinsics = None if intrinsics is None else as_array(intrinsics, "intrinsics")
+    if tracks.ndim != 4:
+        return [_clip(tracks, visibility, intrinsics, image_size)], False
+    shape = tuple(tracks.shape)
+    if shape[0] == 0:
+        raise InputError(f"tracks: expected at least one clip, found shape {shape}")
+    if visibility is not None and tuple(visibility.shape) != shape[:3]:
+        raise InputError(
+            f"visibility: expected shape {shape[:3]} as tracks have, found "
+            f"{tuple(visibility.shape)}"
+        )
+    cameras = _each(intrinsics, shape[0], "intrinsics", 4)
+    seen = [None] * shape[0] if visibility is None else visibility
+    rows = zip(tracks, seen, cameras, strict=True)
+    return [_clip(t, v, k, image_size) for t, v, k in rows], True
+
+
+def _each(value: Any, count: int, name: str, ndim: int) -> list[Any]:
+    """One value a clip: rows of an array of `ndim` axes, or a list of arrays; else all the same."""
+    by_clip = isinstance(value, list | tuple) and any(hasattr(v, "ndim") for v in value)
+    if not by_clip and getattr(value, "ndim", 0) != ndim:
+        return [value] * count
+    if len(value) != count:
+        raise InputError(f"{name}: expected {count} clips as tracks have, found {len(value)}")
+    return list(value)
+
+
+def _clip(tracks: Any, visibility: Any, intrinsics: Any, image_size: Any) -> Clip:
     if isinstance(tracks, Tracks):
         if visibility is not None:
             raise InputError("visibility: expected None, as the given Tracks bring their own")
         given = {"intrinsics": intrinsics, "image_size": image_size}
-        return [replace(tracks, **{k: v for k, v in given.items() if v is not None})]
-    if tracks.ndim != 4:
-        return [Tracks(tracks, visibility, intrinsics, image_size)]
-    if len(tracks) == 0:
-        raise InputError(f"tracks: expected at least one clip, found shape {tracks.shape}")
-    if visibility is not None and visibility.shape != tracks.shape[:3]:
-        raise InputError(
-            f"visibility: expected shape {tracks.shape[:3]} as tracks have, found "
-            f"{visibility.shape}"
-        )
-    if np.ndim(intrinsics) == 4 and len(intrinsics) != len(tracks):
-        raise InputError(
-            f"intrinsics: expected {len(tracks)} clips as tracks have, found {len(intrinsics)}"
-        )
-    return [
-        Tracks(
-            clip,
-            None if visibility is None else visibility[i],
-            intrinsics[i] if np.ndim(intrinsics) == 4 else intrinsics,
-            image_size,
-        )
-        for i, clip in enumerate(tracks)
-    ]
+        given = {name: value for name, value in given.items() if value is not None}
+        return Clip.of(replace(tracks, **given) if given else tracks)
+    return Clip(
+        as_array(tracks, "tracks"),
+        None if visibility is None else as_array(visibility, "visibility"),
+        None if intrinsics is None else as_array(intrinsics, "intrinsics"),
+        check_image_size(image_size),
+    )
 
 
 @lru_cache(maxsize=4)
@@ -262,34 +251,3 @@ def _load_once(
     path = os.fspath(find(model))
     modified = os.path.getmtime(path) if os.path.exists(path) else 0.0
     return _load_cached(path, modified, str(device), precision)
-
-
-def _reconstruction(
-    prediction: Prediction, clip: Tracks, camera: Tensor, refinement: str | None
-) -> Reconstruction:
-    """A result from one clip's prediction; all tensors on the prediction's device."""
-    p = prediction
-    home = p.points.device
-    intrinsics = camera.float()
-    intrinsics[:, :2, :2] *= p.focal[:, None, None]
-    camera_to_world = torch.eye(4, device=home).repeat(len(p.rotation), 1, 1)
-    camera_to_world[:, :3, :3] = p.rotation
-    camera_to_world[:, :3, 3] = p.position
-    # The projection carries the focal correction already, so it takes the uncorrected camera.
-    reprojection = p.projection @ camera[:, :2, :2].mT.float() + camera[:, None, :2, 2].float()
-    return Reconstruction(
-        points=p.points,
-        points_camera=p.points_camera,
-        camera_to_world=camera_to_world,
-        intrinsics=intrinsics,
-        reprojection=reprojection,
-        basis=p.basis.contiguous(),
-        coefficients=p.coefficients,
-        motion=p.motion,
-        tracks=torch.from_numpy(clip.tracks).to(home),
-        visibility=torch.from_numpy(clip.visibility).to(home),
-        image_size=clip.image_size,
-        times=None if clip.times is None else torch.from_numpy(clip.times).to(home),
-        colors=None if clip.colors is None else torch.from_numpy(clip.colors).to(home),
-        refinement=refinement,
-    )

@@ -1,15 +1,65 @@
 """Whether tracks can be pixels of their image, and hang together over time."""
 
-import warnings
+from typing import NamedTuple
 
 import numpy as np
 
-from fasttracks.errors import InputError
+from fasttracks.errors import InputError, warn
 from fasttracks.tracks import Tracks
 
 _OUTSIDE = 0.1  # of a side that a tracker may guess beyond the border
 _WIDEST = 10.0  # focal lengths that positions span: 157 degrees
 _LINKS = 8  # tracks, but no more than a twentieth, that two parts of a clip should share
+
+
+class Counts(NamedTuple):
+    """What the kernel `count` says of a clip, in its order; of seen positions but for the first."""
+
+    far: float  # positions beyond `checks.FARTHEST`
+    not_scores: float  # visibility that is not within 0..1
+    seen: float
+    outside: float  # of the image, as `_check_image` has it
+    outside_turned: float  # of the image with its sides exchanged
+    unknown: float  # tracks without any position
+    low_x: float
+    low_y: float
+    high_x: float
+    high_y: float
+    repeated: float  # at most: of (x, y) ≤ 0, how many are the same
+    linked: float  # what `weakest_link` finds
+    faulty: float  # frames whose intrinsics are none
+    shortest: float  # focal length
+    longest: float
+    drift: float  # about the median distance from frame to frame over that from track to track
+
+
+def unremarkable(
+    counts: Counts, frames: int, tracks: int, image_size: tuple[int, int] | None, known: bool
+) -> bool:
+    """Whether neither `Tracks` nor `check` can have anything to say of a clip.
+
+    By counts alone, so that usual clips need not be looked at on the host. False where they may
+    have; `known` says whether the intrinsics were given.
+    """
+    c = counts
+    height, width = image_size or (0, 0)
+    normalised = max(abs(c.low_x), abs(c.low_y), abs(c.high_x), abs(c.high_y)) <= 1
+    focal = c.longest if known else 0.0
+    wide = max(c.high_x - c.low_x, c.high_y - c.low_y) > 0.99 * _WIDEST * c.shortest
+    small = c.high_x < 0.56 * width and c.high_y < 0.56 * height
+    return not (
+        c.far
+        or c.not_scores
+        or not c.seen
+        or c.faulty
+        or c.repeated > max(2, 0.01 * c.seen)
+        or c.linked < max(1, min(_LINKS, 0.05 * tracks))
+        or (c.drift > 2 and min(frames, tracks) >= 4)  # of 4, by a sample
+        or (normalised and max(height, width, focal) > 8)
+        or (known and wide)
+        or (image_size and (small or c.outside > 0.1 * c.seen))
+        or (image_size and c.outside > 0.05 * c.seen and c.outside_turned < 0.1 * c.outside)
+    )
 
 
 def check(clip: Tracks) -> None:
@@ -37,7 +87,7 @@ def _check_layout(clip: Tracks) -> None:
         np.median(np.linalg.norm(np.diff(clip.tracks, axis=axis), axis=-1)) for axis in (0, 1)
     )
     if by_frame > 4 * by_track:
-        _warn(
+        warn(
             f"tracks: shape {clip.tracks.shape} looks like (N, T, 2), as positions differ more "
             f"from frame to frame ({by_frame:.3g} px) than from track to track ({by_track:.3g} px);"
             " expected (T, N, 2)"
@@ -94,9 +144,9 @@ def _check_image(seen: np.ndarray, height: int, width: int) -> None:
             "pixels of this image: are they of a larger one?"
         )
     if here > 0.1:
-        _warn(f"tracks: {here:.0%} of the positions that count as seen lie outside {image}")
+        warn(f"tracks: {here:.0%} of the positions that count as seen lie outside {image}")
     elif (seen.max(0) < 0.55 * size).all() and len(seen) > 1:
-        _warn(
+        warn(
             f"tracks: no position lies beyond {extent} in {image}; are they of a smaller one, that "
             "a tracker was given?"
         )
@@ -111,7 +161,7 @@ def _check_links(visibility: np.ndarray) -> None:
             " where the tracker lost all; expected one shot: reconstruct each part on its own"
         )
     if shared < min(_LINKS, 0.05 * visibility.shape[1]):
-        _warn(
+        warn(
             f"tracks: only {shared} are seen both before frame {frame} and from it on (a cut?), "
             "too few to tell how cameras of both parts lie to each other"
         )
@@ -133,7 +183,3 @@ def weakest_link(visibility: np.ndarray) -> tuple[int, int]:
         return begin + 1, 0
     weakest = begin + int(shared[begin:end].argmin())
     return weakest + 1, int(shared[weakest])
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, stacklevel=5)

@@ -43,6 +43,7 @@ class Reconstruction(ReconstructionData[ArrayT]):
         """
         if not isinstance(frames, slice):
             raise InputError(f"frames: expected a slice such as rec[10:20], found {frames!r}")
+        self.check()
         left = len(range(len(self))[frames])
         if left < 2:
             raise InputError(f"frames: expected at least 2, found {left} of {len(self)}")
@@ -59,6 +60,7 @@ class Reconstruction(ReconstructionData[ArrayT]):
         (`with_length`), or the camera's height (`with_camera_height`).
         """
         scale = _number(scale, "scale")
+        self.check()
         poses = np.ones((4, 4), np.float32)
         poses[:3, 3] = scale
         return replace(
@@ -87,6 +89,7 @@ class Reconstruction(ReconstructionData[ArrayT]):
                 f"{matrix.tolist() if matrix.shape == (4, 4) else matrix.shape}; "
                 "scaled(s) changes the scale"
             )
+        self.check()
         rotation = self._like(matrix[:3, :3].T.astype(np.float32))
         shift = self._like(matrix[:3, 3].astype(np.float32))
         basis = self.basis @ rotation

@@ -78,6 +78,15 @@ class ReconstructionData(Generic[ArrayT]):
     colors: ArrayT | None = None
     refinement: str | None = None
 
+    def check(self) -> None:
+        """Raise or warn of what only values tell, where `reconstruct` did not wait for a GPU's.
+
+        Methods that bring values to the host do so first; on others' results it does nothing.
+        """
+        if look := vars(self).get("_unchecked"):
+            look()
+            vars(self).pop("_unchecked", None)
+
     def __repr__(self) -> str:
         frames, tracks = self.points.shape[:2]
         return (
@@ -102,6 +111,7 @@ class ReconstructionData(Generic[ArrayT]):
 
         Tracks seen in one frame tell of no motion and are not among them.
         """
+        self.check()
         moving = tell_moving(_numpy(self.motion), _numpy(self.visibility))
         if isinstance(self.motion, np.ndarray):
             return moving
@@ -132,10 +142,12 @@ class ReconstructionData(Generic[ArrayT]):
     @property
     def median_reprojection_error(self) -> float:
         """Over the seen positions, in pixels."""
+        self.check()
         return float(np.nanmedian(_numpy(self.reprojection_error)))
 
     def numpy(self) -> "ReconstructionData[np.ndarray]":
         """The same with numpy arrays."""
+        self.check()
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         for name, value in values.items():
             if name not in ("image_size", "refinement") and value is not None:

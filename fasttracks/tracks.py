@@ -1,14 +1,13 @@
 """Point tracks: reading, checking, completing."""
 
 import os
-import warnings
 from dataclasses import InitVar, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fasttracks.checks import as_numbers, intrinsics_fault
-from fasttracks.errors import InputError
+from fasttracks.checks import FARTHEST, as_numbers, intrinsics_fault
+from fasttracks.errors import InputError, warn
 from fasttracks.files import Npz, write_npz
 from fasttracks.track_files import Arrays, read
 
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
 
 _LARGEST_SIDE = 2**20  # pixels
 _LATEST = 1e10  # seconds; Unix times are below
-_FARTHEST = 1e7  # pixels from the image's corner that a position may be
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,22 +93,14 @@ class Tracks:
         """
         if self.intrinsics is not None:
             return self.intrinsics
-        top = left = 0
-        if self.content is not None:
-            top, left, bottom, right = self.content
-            height, width = bottom - top, right - left
-        elif self.image_size is not None:
-            height, width = self.image_size
-        else:
-            height, width = self._extent()
-            warnings.warn(
-                f"neither intrinsics nor image_size given: taking the image for {width}×{height} "
-                "pixels from the extent of the tracks",
-                stacklevel=3,
+        size = self.image_size
+        if size is None and self.content is None:
+            size = self._extent()
+            warn(
+                f"neither intrinsics nor image_size given: taking the image for {size[1]}×{size[0]}"
+                " pixels from the extent of the tracks"
             )
-        focal = assumed_focal * max(height, width)
-        x, y = left + (width - 1) / 2, top + (height - 1) / 2
-        guess = np.array([[focal, 0, x], [0, focal, y], [0, 0, 1]])
+        guess = guessed_camera(assumed_focal, size, self.content)
         return np.broadcast_to(guess, (len(self.tracks), 3, 3))
 
     def inputs(self, camera: np.ndarray | None = None) -> "Tensor":
@@ -118,7 +108,7 @@ class Tracks:
 
         Coordinates are pixels through the inverse of intrinsics `camera` (T, 3, 3), by default
         those of `camera()`; where a point was not seen they are held, whatever the tracker guessed.
-        Visibility is 1 or 0.
+        Visibility is 1 or 0. For an `Engine` or a model: `inputs().float()[None]`, on its device.
         """
         import torch
 
@@ -158,6 +148,19 @@ class Tracks:
         `occluded`, whose opposite they are: 1 less the score.
         """
         return from_arrays(read(path), threshold)
+
+
+def guessed_camera(
+    focal: float,
+    image_size: tuple[int, int] | None,
+    content: tuple[int, int, int, int] | None,
+) -> np.ndarray:
+    """Intrinsics (3, 3) as `Tracks.camera` guesses them, of an image or the `content` of one."""
+    top, left, bottom, right = content or (0, 0, *(image_size or (1, 1)))
+    height, width = bottom - top, right - left
+    pixels = focal * max(height, width)
+    x, y = left + (width - 1) / 2, top + (height - 1) / 2
+    return np.array([[pixels, 0, x], [0, pixels, y], [0, 0, 1]])
 
 
 def normalise(pixels: np.ndarray, camera: np.ndarray) -> np.ndarray:
@@ -226,10 +229,7 @@ def _from_tapvid(points: np.ndarray, occluded: np.ndarray, known: dict[str, Any]
     size = np.array(check_image_size(known["image_size"]))[::-1]
     # Well outside the image as shares of it, most of them: they can only be pixels.
     if (np.abs(tracks) > 2).sum() > tracks.size / 2:
-        warnings.warn(
-            "points: most are beyond 2; taking them for pixels, as TAP-Vid's are within 0..1",
-            stacklevel=5,
-        )
+        warn("points: most are beyond 2; taking them for pixels, as TAP-Vid's are within 0..1")
         size = np.ones(2)
     return Tracks(tracks * size - 0.5, seen, **known)
 
@@ -246,10 +246,10 @@ def _check_positions(value: Any) -> np.ndarray:
         raise InputError(f"tracks: expected at least 2 frames, found {len(tracks)}")
     if tracks.dtype.kind != "f":
         tracks = tracks.astype(np.float64)  # in which the smallest integer has an absolute value
-    far = int((np.abs(tracks) > _FARTHEST).any(-1).sum())
+    far = int((np.abs(tracks) > FARTHEST).any(-1).sum())
     if far:
         raise InputError(
-            f"tracks: {far} positions are infinite or beyond {_FARTHEST:g}; expected pixels, or "
+            f"tracks: {far} positions are infinite or beyond {FARTHEST:g}; expected pixels, or "
             "NaN where unseen"
         )
     return np.array(tracks, np.float32, order="C")

@@ -4,10 +4,20 @@ import functools
 
 import torch
 
+_pretended: tuple[int, int] | None = None
+
+
+def pretend(capability: tuple[int, int] | None) -> None:
+    """Take the CPU for a GPU of this compute capability, to compile for it (see `ahead`)."""
+    global _pretended  # noqa: PLW0603
+    _pretended = capability
+
 
 def capability(device: torch.device) -> tuple[int, int]:
     """CUDA's compute capability; (0, 0) for a CPU, where kernels run in Triton's interpreter."""
-    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)
+    return _pretended or (0, 0)
 
 
 @functools.cache
@@ -20,5 +30,5 @@ def is_hopper(device: torch.device) -> bool:
 def multiprocessors(device: torch.device) -> int:
     """How many programs run side by side, at one a multiprocessor."""
     if device.type == "cpu":
-        return 1
+        return 1 if _pretended is None else 132
     return torch.cuda.get_device_properties(device).multi_processor_count

@@ -88,10 +88,10 @@ def shipped() -> dict[str, Table]:
 def _choose(device: torch.device) -> Table:
     families = shipped()
     found = families["default"]
-    if device.type != "cuda":  # the interpreter
-        return found
     family = families.get("sm_{}{}".format(*capability(device)))
     found = found | (family or {})
+    if device.type != "cuda":  # the interpreter, or a GPU that is not here
+        return found
     path = tuned_file(device)
     if path.is_file():
         try:

@@ -35,6 +35,7 @@ from fasttracks.kernels import (
     heads,
     mlp,
     mlp_hopper,
+    prepare,
     tapnext,
 )
 from fasttracks.kernels.common import GLUON, is_empty
@@ -183,6 +184,33 @@ def tapnext_cases() -> list[Case]:
     ]
 
 
+def input_cases() -> list[Case]:
+    """The kernels that prepare inputs, for both dtypes of positions and of visibility."""
+    types = dict.fromkeys(("cameras", "about", "parts", "counts"), "*fp64") | LENGTHS
+    types |= dict.fromkeys(("bins", "links"), "*i32") | {"seen_at": "*u8"}
+    types |= dict.fromkeys(("pitch", "blocks"), "i32")
+    constants = {"BINS": prepare.BINS, "PARTS": prepare.PARTS}
+    keywords = {"FARTHEST": 1e7, **constants, **launched("prepare")}
+    return [
+        *(
+            Case(
+                f"prepare {positions} {visible}",
+                prepare._prepare,
+                {"SCORES": visible == "fp64", **keywords},
+                types | {"positions": f"*{positions}", "visible": f"*{visible}"},
+            )
+            for positions in ("fp32", "fp64")
+            for visible in ("u8", "fp64")
+        ),
+        Case(
+            "count",
+            prepare._count,
+            {"SAMPLES": prepare.SAMPLES, **constants, **launched("count")},
+            types,
+        ),
+    ]
+
+
 CHANNELS = {"WIDTH": 256, "BLOCK_WIDTH": 256}
 CONV = {"ROWS": 21, "KERNEL": 31, "BLOCK_KERNEL": 32}
 MLP_TYPES = {
@@ -199,6 +227,7 @@ MLP_TYPES = {
 }
 
 CASES = [
+    *input_cases(),
     *(
         Case(
             f"compose_project K={K}",

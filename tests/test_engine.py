@@ -96,7 +96,7 @@ def test_a_few_graphs_are_kept(network):
     engine = Engine(network, max_tracks=40, max_frames=20, max_graphs=2)
     for tracks in (10, 20, 30, 40, 10, 20):
         assert_same_bits(engine(inputs(20, tracks)), network(inputs(20, tracks)))
-        assert len(engine._graphs) <= 2
+        assert len(engine._replays) <= 2
 
 
 @pytest.mark.gpu

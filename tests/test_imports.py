@@ -20,6 +20,7 @@ FLOORS = [
     {"export", "viewers"},
     {"reconstruction", "refine"},
     {"long"},
+    {"clips"},
     {"pipeline", "video"},
     {"trackers", "evaluation", "performance"},
     {"stream", "batch"},

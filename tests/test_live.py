@@ -1,5 +1,7 @@
 """`fasttracks live`: a video at its own pace, the page that grows, and what is written."""
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -54,6 +56,23 @@ def test_live_writes_a_reconstruction(capsys):
     assert "out.npz exists" in capsys.readouterr().err
     assert main(["live", "nosuch.mp4", "-o", "other.npz"]) == 2
     assert "no file nosuch.mp4" in capsys.readouterr().err
+
+
+def test_live_records_for_rerun(capsys):
+    pytest.importorskip("rerun")
+    write_pan(Path("pan.mp4"))
+    save(tiny_network(dtype=torch.float32), "tiny.safetensors")
+    small = ["--window", "8", "--hop", "2", "--tracks", "16", "--device", "cpu"]
+    command = ["live", "pan.mp4", "--model", "tiny.safetensors", "-o", "out.npz", *small]
+    assert main([*command, "--rerun", "pan.rrd"]) == 0
+    assert "20 frames, " in capsys.readouterr().out
+    listing = [sys.executable, "-m", "rerun", "rrd", "print", "pan.rrd"]
+    printed = subprocess.run(listing, capture_output=True, text=True, check=True).stdout
+    for entity in ("world/still", "world/path", "world/camera/image", "words"):
+        assert f"/{entity}" in printed
+    for path, message in (("pan.txt", "a name ending in .rrd"), ("pan.rrd", "pan.rrd exists")):
+        assert main([*command, "-o", f"{path}.npz", "--rerun", path]) == 2
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.skipif(PROGRAM is None, reason="needs Chromium")

@@ -143,6 +143,10 @@ def test_hostile_streams_end_in_a_reset_and_recover(refine):
         "a hand over the lens": [*usual, *[nothing] * 20, *other],
         "a blink": [*usual, *[unseen] * 3, *usual],
         "stands still": [*usual, *still],
+        "never moves": usual[:1] * 20,
+        "repeats": [frame for frame in usual for _ in range(2)],
+        "one track, then all": [*[(ids[:1], places[:1]) for ids, places in usual], *usual],
+        "far out": [(ids, 1e6 * places) for ids, places in usual],
         "a cut": [*usual, *other],
         "one track": [(ids[:1], places[:1]) for ids, places in usual],
         "no track": [nothing] * 20,
@@ -173,6 +177,7 @@ def test_what_is_wrong_with_a_push_is_said_and_the_stream_goes_on():
     ids, places = frames[-1]
     for wrong, message in (
         ((ids, places, None, 3.0), "time: expected seconds, later than"),
+        ((ids, places, None, float(WINDOW - 2)), "time: expected seconds, later than"),
         ((ids, places, None, float("nan")), "time: expected seconds"),
         ((ids[:-1], places), "positions: expected shape"),
         ((ids * 0, places), "ids: expected each once"),

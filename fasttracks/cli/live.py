@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 
 import fasttracks
-from fasttracks.cli.console import open_in_browser, output_path, say
+from fasttracks.cli.console import check_writable, open_in_browser, output_path, say
 from fasttracks.cli.reconstruct import check_focal, finish, load_model
 from fasttracks.errors import InputError
+from fasttracks.files import as_path
 from fasttracks.long.assemble import TOGETHER
 from fasttracks.stream.stream import Stream
 from fasttracks.trackers.online import OnlineKLT
 from fasttracks.tracks import Tracks
+from fasttracks.viewers import rerun
 from fasttracks.viewers.live import Page
 
 # Window, hop and tracks that a device keeps up with.
@@ -47,27 +49,46 @@ def live(options: argparse.Namespace) -> None:
     stream = Stream(
         model, window, hop, count, intrinsics=camera, image_size=size, refine=options.refine
     )
-    page = Page(options.port)
-    say(f"open {page.url}; Ctrl-C ends it and writes {output}")
-    if options.open:
-        open_in_browser(page.url)
+    page = _page(options)
+    say(f"Ctrl-C ends it and writes {output}")
     record = _Record()
+    begin = time.perf_counter()
     try:
         _run(stream, OnlineKLT(count), page, record, chain([first], frames))
     except KeyboardInterrupt:
         say("")
     finally:
         page.close()
+    say(f"  {record.count} frames, {record.count / (time.perf_counter() - begin):.1f} a second")
     tracks = record.tracks(size, camera)
     say(f"reconstructing {tracks!r}")
     result = fasttracks.reconstruct(tracks, model=model, refine="bundle")
     finish(result, output, output.stem)
 
 
+def _page(options: argparse.Namespace) -> Page | rerun.Live:
+    """What shows the stream."""
+    if options.rerun is None:
+        page = Page(options.port)
+        say(f"open {page.url}")
+        if options.open:
+            open_in_browser(page.url)
+        return page
+    if not options.rerun:
+        return rerun.Live()
+    path = as_path(options.rerun, "--rerun")
+    if path.suffix != ".rrd":
+        raise InputError(f"--rerun: expected a name ending in .rrd, found {path}")
+    if path.exists() and not options.force:
+        raise InputError(f"--rerun: {path} exists; choose another name, or --force to replace it")
+    check_writable(path)
+    return rerun.Live(path)
+
+
 def _run(
     stream: Stream,
     tracker: OnlineKLT,
-    page: Page,
+    page: Page | rerun.Live,
     record: "_Record",
     frames: Iterable[tuple[float, np.ndarray]],
 ) -> None:
@@ -105,9 +126,11 @@ class _Record:
     """The tracks of the last frames, as many as are adjusted together."""
 
     def __init__(self) -> None:
+        self.count = 0
         self._frames: deque[tuple[np.ndarray, np.ndarray, float]] = deque(maxlen=TOGETHER)
 
     def add(self, ids: np.ndarray, positions: np.ndarray, seconds: float) -> None:
+        self.count += 1
         self._frames.append((ids, positions, seconds))
 
     def tracks(self, size: tuple[int, int], camera: Any) -> Tracks:

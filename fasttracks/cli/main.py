@@ -27,6 +27,7 @@ MODULES = {
     "info": "describe",
     "bench": "bench",
     "tune": "tune",
+    "compile": "compile",
     "env": "describe",
     "completion": "completion",
 }

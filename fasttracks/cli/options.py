@@ -60,9 +60,8 @@ def parser() -> argparse.ArgumentParser:
     _model_options(sub)
     _video_options(sub)
 
-    _add_batch(command)
-    _add_live(command)
-    _add_viewing(command)
+    for add in (_add_batch, _add_live, _add_viewing):
+        add(command)
 
     sub = command(
         "convert", "turn a released checkpoint of TracksTo4D or TAPNext into a weights file"
@@ -107,6 +106,15 @@ def parser() -> argparse.ArgumentParser:
         help="for FASTTRACKS_LAUNCHES to name; else the user's cache, where it is found by itself",
     )
     _network_options(sub)
+
+    sub = command("compile", "compile kernels ahead, so that first calls need not: for images")
+    sub.add_argument(
+        "--arch",
+        metavar="sm_90",
+        help="compute capability of a GPU that is not here (default: the GPU that is)",
+    )
+    sub.add_argument("--model", default="base", help="base, or a weights file")
+    sub.add_argument("--precision", default="auto", help="auto (fp16), fp32, fp16, bf16")
 
     command("env", "print versions and devices, for a bug report")
 
@@ -171,6 +179,13 @@ def _add_live(command: _Command) -> None:
     sub.add_argument("--force", action="store_true", help="replace the output if it exists")
     sub.add_argument("--open", action="store_true", help="open the page in a browser")
     sub.add_argument("--port", type=int, default=8080, help="of the page")
+    sub.add_argument(
+        "--rerun",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="show it in Rerun instead; with FILE, record it there (.rrd)",
+    )
     sub.add_argument("--window", type=int, help="frames seen at once; 50, or 24 on a CPU")
     sub.add_argument("--hop", type=int, help="frames from a look to the next; 1, or 5 on a CPU")
     sub.add_argument("--tracks", type=int, help="followed at once; 256, or 100 on a CPU")
@@ -292,7 +307,7 @@ def _video_options(sub: argparse.ArgumentParser) -> None:
         "--mask", metavar="IMAGE", help="start tracks where this image is bright, as many as else"
     )
     video.add_argument("--start", type=float, metavar="SECONDS", help="skip these (default: 0)")
-    video.add_argument("--frames", type=int, help="read at most this many (default: 50)")
+    video.add_argument("--frames", type=int, help="read at most this many (default: 3000)")
     video.add_argument("--every", type=int, metavar="N", help="keep every Nth frame (default: 1)")
     video.add_argument(
         "--max-size", type=int, metavar="PX", help="shrink the longer side to this (default: 1024)"

@@ -17,28 +17,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fasttracks.geometry import (
-    MIN_DEPTH,
-    Prediction,
-    camera_steps,
-    exponential,
-    logarithm,
-    to_camera,
-)
+from fasttracks.geometry import MIN_DEPTH, Prediction, exponential, logarithm, to_camera
 from fasttracks.long.join import Shared, Similarity, join, weighted_median
 from fasttracks.long.joint import Joint
 from fasttracks.long.motion import blend
 from fasttracks.long.windows import Network, Window, look
 from fasttracks.parallax import LEAST, ray_spread
 from fasttracks.refine.bundle import (
-    CAMERA,
-    DEPTH,
-    FOCAL,
     MOBILITY_POWER,
-    NOISE,
     STATIC_FRAMES,
     STATIC_SCALE,
     bundle,
+    evidence_of,
     level_of,
     mobility_of,
 )
@@ -123,7 +113,11 @@ def place(windows: Sequence[Window], tracks: Tensor) -> list[Similarity]:
         here, there = _common(after.which, before.which)
         visible = tracks[frames][:, after.which[here], 2].double()
         sure = (
-            sureness(w.prediction, tracks[w.frames][:, w.which, 2].double())[which]
+            sureness(
+                w.prediction,
+                mobility_in(w.prediction),
+                tracks[w.frames][:, w.which, 2].double(),
+            )[which]
             for w, which in ((after, here), (before, there))
         )
         weight = visible * math.prod(sure)
@@ -137,14 +131,19 @@ def place(windows: Sequence[Window], tracks: Tensor) -> list[Similarity]:
     return placed
 
 
-def sureness(prediction: Prediction, visible: Tensor) -> Tensor:
+def mobility_in(prediction: Prediction) -> Tensor:
+    """`mobility_of` the tracks of one clip (B = 1), (n,) float64."""
+    gamma = prediction.motion[0].double()
+    return mobility_of(gamma, level_of(gamma))
+
+
+def sureness(prediction: Prediction, mobility: Tensor, visible: Tensor) -> Tensor:
     """How surely each track of one clip (B = 1) stands still at a known distance: (n,), 0 to 1.
 
-    visible (T, n).
+    mobility (n,), visible (T, n).
     """
     p = prediction
-    gamma = p.motion[0].double()
-    still = mobility_of(gamma, level_of(gamma)) ** -MOBILITY_POWER
+    still = mobility**-MOBILITY_POWER
     spread = ray_spread(p.basis[0, 0].double(), p.position[0].double(), visible)
     return still * (spread / (spread + math.radians(LEAST))).square() + 1e-6 * still
 
@@ -249,26 +248,18 @@ def _adjusted(
 
 
 def _evidence(scene: Scene, world: World, tracks: Tensor, known_focal: Tensor) -> Evidence:
-    visible = tracks[None, ..., 2].float()
-    turn, step = camera_steps(scene.rotation, scene.position)
-    mobility = world.mobility[None].float()
-    free = (~known_focal).to(scene.points.dtype)
-    deviation = (CAMERA * world.level).expand(step.shape[:2])
+    visible = tracks[None, ..., 2:].float()
+    often = visible * (visible.sum(1, keepdim=True) > 1)
     middle = world.log_depth[world.known].median().exp().double()
-    in_window = visible * world.known[None]
-    return Evidence(
-        tracks[None, ..., :2].float(),
-        visible * (visible.sum(1, keepdim=True) > 1) / mobility[:, None] ** MOBILITY_POWER,
-        torch.full_like(mobility, 10 * NOISE),
+    return evidence_of(
+        scene,
+        torch.cat([tracks[None, ..., :2].float(), often], -1),
         world.log_depth[None].float(),
-        in_window / in_window.sum(1, keepdim=True).clamp(min=1) / DEPTH**2,
-        turn,
-        step,
-        1 / deviation**2,
-        1 / (deviation * middle) ** 2,
-        scene.log_focal,
-        torch.full_like(free, FOCAL**-2),
-        free,
+        often[..., 0] * world.known,
+        world.level.expand(1, 1),
+        world.mobility[None].float(),
+        middle.expand(1),
+        known_focal,
     )
 
 

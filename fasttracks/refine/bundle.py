@@ -24,7 +24,7 @@ Then, the cameras held, the low-rank motion is fitted to the tracks that no stat
 (`motion`), with priors on their depths and accelerations.
 """
 
-from functools import partial
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -94,23 +94,26 @@ def bundle(
     is found. float32 in and out; the best start is found in float32, and made accurate in
     float64. Finite whatever the tracks are.
     """
-    run = partial(replayed, bundle_tensors) if has_kernels(tracks.device) else bundle_tensors
-    *fields, before, after, kept, doubtful, gain, flat, static, thin, apart = run(
-        *prediction, tracks, known_focal
-    )
+    *fields, before, after, how = adjust_all(*prediction, tracks, known_focal)
     iterations = _COARSE_ROUNDS * _COARSE_ITERATIONS + _FINE_ROUNDS * _FINE_ITERATIONS
-    how = (kept, doubtful, gain, flat, static, thin, apart)
-    outcome = [_outcome(*values) for values in zip(*(v.tolist() for v in how), strict=True)]
-    return Prediction(*fields), Report(before, after, iterations, outcome)
+    words = [outcome(row) for row in how.tolist()]
+    return Prediction(*fields), Report(before, after, iterations, words)
+
+
+def adjust_all(*inputs: Tensor) -> tuple[Tensor, ...]:
+    """`bundle_tensors`, on a GPU by a graph of its own."""
+    if has_kernels(inputs[0].device):
+        return replayed(bundle_tensors, *inputs)
+    return bundle_tensors(*inputs)
 
 
 def bundle_tensors(*inputs: Tensor) -> tuple[Tensor, ...]:
     """What `bundle` does, from and to tensors: a prediction's fields and how it went.
 
-    That is the cost before and after, whether the input was kept, whether for want of static
-    tracks, the last step's gain, whether there is no parallax, the share of static tracks, the
-    share of frames that few of them lead to from the one before, and whether they fail to link all
-    frames, (B,) each. Waits for no device.
+    That is the cost before and after (B,), and (B, 7): whether the input was kept, whether for want
+    of static tracks, the last step's gain, whether there is no parallax, the share of static
+    tracks, the share of frames that few of them lead to from the one before, and whether they fail
+    to link all frames. Waits for no device.
     """
     *fields, tracks, known_focal = inputs
     given = Prediction(*(value.float() for value in fields))
@@ -144,13 +147,13 @@ def bundle_tensors(*inputs: Tensor) -> tuple[Tensor, ...]:
     after = torch.where(kept, before, after)
     share = static.double().mean(1)
     thin, apart = problem.links(static)
-    return *result, before, after, kept, doubtful, gain, flat, share, thin, apart
+    how = torch.stack([v.double() for v in (kept, doubtful, gain, flat, share, thin, apart)], -1)
+    return *result, before, after, how
 
 
-def _outcome(
-    kept: bool, doubtful: bool, gain: float, flat: bool, static: float, thin: float, apart: bool
-) -> str:
+def outcome(how: Sequence[float]) -> str:
     """In words: whether the input was kept, else how it ended and what is not known."""
+    kept, doubtful, gain, flat, static, thin, apart = how
     if doubtful:
         return "too few static tracks to adjust cameras, kept the network's answer"
     if kept:
@@ -198,6 +201,50 @@ def mobility_of(gamma: Tensor, level: Tensor) -> Tensor:
     return (gamma / (STILL * level.clamp(max=10 * NOISE))).clamp(1, 10)
 
 
+def evidence_of(
+    start: Scene,
+    tracks: Tensor,
+    log_depth: Tensor,
+    known: Tensor,
+    level: Tensor,
+    mobility: Tensor,
+    middle: Tensor,
+    known_focal: Tensor,
+) -> Evidence:
+    """What cameras and static points are held against.
+
+    Args:
+        start: whose camera steps and focal length are the network's.
+        tracks: (B, T, N, 3).
+        log_depth: (B, T, N) as the network sees it.
+        known: (B, T, N) visibility where it does, 0 elsewhere.
+        level: (B, 1), see `level_of`.
+        mobility: (B, N), see `mobility_of`.
+        middle: (B,) median depths.
+        known_focal: (B,) bool.
+    """
+    turn, step = camera_steps(start.rotation, start.position)
+    deviation = (CAMERA * level).expand(step.shape[:2])
+    free = (~known_focal).to(start.log_focal.dtype)
+    discount = mobility[:, None] ** MOBILITY_POWER
+    return Evidence(
+        tracks[..., :2],
+        tracks[..., 2] / discount,
+        torch.full_like(mobility, 10 * NOISE),
+        log_depth,
+        # One expectation a track, not one a frame: its errors are the same in all. Mobility
+        # weighs both alike: a track that pulls less at cameras has its own best point still.
+        known / discount / known.sum(1, keepdim=True).clamp(min=1) / DEPTH**2,
+        turn,
+        step,
+        1 / deviation**2,
+        1 / (deviation * middle[:, None]) ** 2,
+        start.log_focal,
+        torch.full_like(free, FOCAL**-2),
+        free,
+    )
+
+
 def told(gamma: Tensor, scale: Tensor, static: Tensor) -> Tensor:
     """γ (B, N) by the network's and by the scale that was found, which err on different tracks.
 
@@ -224,29 +271,12 @@ class _Problem(NamedTuple):
 
     @classmethod
     def of(cls, start: Scene, gamma: Tensor, tracks: Tensor, known_focal: Tensor) -> "_Problem":
-        positions, visibility = tracks[..., :2], tracks[..., 2]
-        free = (~known_focal).to(tracks.dtype)
+        visibility = tracks[..., 2]
         depth = _in_front(to_camera(start.points[:, None], start.rotation, start.position)[..., 2])
-        turn, step = camera_steps(start.rotation, start.position)
         level = level_of(gamma)
         mobility = mobility_of(gamma, level)
-        deviation = (CAMERA * level).expand(step.shape[:2])
-        weight = visibility / mobility[:, None] ** MOBILITY_POWER
-        evidence = Evidence(
-            positions,
-            weight,
-            torch.full_like(gamma, 10 * NOISE),
-            depth.log(),
-            # One expectation a track, not one a frame: its errors are the same in all. Mobility
-            # weighs both alike: a track that pulls less at cameras has its own best point still.
-            weight / visibility.sum(1, keepdim=True).clamp(min=1) / DEPTH**2,
-            turn,
-            step,
-            1 / deviation**2,
-            1 / (deviation * _median(depth)[:, None]) ** 2,
-            start.log_focal,
-            torch.full_like(free, FOCAL**-2),
-            free,
+        evidence = evidence_of(
+            start, tracks, depth.log(), visibility, level, mobility, _median(depth), known_focal
         )
         spread = parallax(start, visibility, mobility < 2)
         return cls(start, evidence, visibility, mobility, spread)

@@ -11,10 +11,10 @@ from torch import Tensor
 from fasttracks.geometry import Prediction
 from fasttracks.graphs import capture
 from fasttracks.inputs import hold
-from fasttracks.long.assemble import sureness
+from fasttracks.long.assemble import mobility_in, sureness
 from fasttracks.long.join import Shared, join, nearest_rotation
 from fasttracks.network import TracksTo4D
-from fasttracks.refine.bundle import bundle_tensors, level_of, mobility_of
+from fasttracks.refine.bundle import bundle_tensors
 
 _LOW_PASS = 0.3  # of a window's scale that is taken at once
 _MEMORY = 50.0  # windows after which an older one counts less for a point
@@ -39,7 +39,6 @@ class Seen(NamedTuple):
     poses: Tensor  # (T, 12) of its frames, so far
     points: Tensor  # (N, 3) in the newest frame, in the world
     mobility: Tensor  # (N,) about 1 for a still point, up to 10
-    gamma: Tensor  # (N,) γ
     scale: Tensor  # () of this window over that of the one before
     shared: Tensor  # () still points that tell it
     residual: Tensor  # () median distance of these to where they were, over their depth
@@ -114,7 +113,8 @@ class World:
             prediction = Prediction(*adjusted[: len(prediction)])
         p = prediction
         visible = tracks[0, ..., 2].double() * own
-        sure = sureness(p, visible)
+        mobility = mobility_in(p)
+        sure = sureness(p, mobility, visible)
         rotation, position = p.rotation[0].double(), p.position[0].double()
         static = p.basis[0, 0].double()
 
@@ -171,13 +171,11 @@ class World:
             log_scale,
             torch.ones_like(started),
         )
-        gamma = p.motion[0].double()
         seen = Seen(
             left,
             torch.cat([rotation.flatten(1), position], 1),
             newest,
-            mobility_of(gamma, level_of(gamma)),
-            gamma,
+            mobility,
             (fit.similarity.scale.log() - state.log_scale).exp(),
             fit.points,
             fit.residual,

@@ -1,13 +1,11 @@
 """KLT for frames as they arrive: points that are lost make room for new ones."""
 
 from collections import deque
-from dataclasses import fields
 
 import numpy as np
 
 from fasttracks.errors import InputError
 from fasttracks.trackers.follower import Flow, Follower, Frame, Points, Thresholds
-from fasttracks.trackers.patches import Patches
 from fasttracks.trackers.seeding import HOPS, Grid, moving, place
 
 _BETWEEN = 10  # frames from one start of tracks to the next, unless half of them are lost
@@ -59,10 +57,7 @@ class OnlineKLT:
         if kept.all():
             return
         follower.points = Points(*(value[kept] for value in vars(follower.points).values()))
-        follower.born, follower.recent = (
-            Patches(*(getattr(patches, field.name)[kept] for field in fields(Patches)))
-            for patches in (follower.born, follower.recent)
-        )
+        follower.born, follower.recent = follower.born.keep(kept), follower.recent.keep(kept)
         self._ids = self._ids[kept]
 
     def _start(self, frame: Frame) -> None:

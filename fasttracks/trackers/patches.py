@@ -120,6 +120,10 @@ class Patches:
         for field in fields(self):
             getattr(self, field.name)[which] = getattr(other, field.name)
 
+    def keep(self, which: np.ndarray) -> "Patches":
+        """Those at indices, or where a mask (n,) is true."""
+        return Patches(*(getattr(self, field.name)[which] for field in fields(self)))
+
     def join(self, other: "Patches") -> "Patches":
         """These and the other's."""
         pairs = [(getattr(self, field.name), getattr(other, field.name)) for field in fields(self)]

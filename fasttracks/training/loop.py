@@ -86,7 +86,7 @@ def train(
     Writes into `folder`: run.pt to go on from and weights.safetensors (averaged, float16) for use,
     at every validation, every ten minutes and at the end; and log.jsonl, one line a report. Clips
     with truth are supervised; for those without, the loss is the paper's. On a CPU the clips of
-    a step are fewer, for what the machine can do. `say` gets lines on how long it will take.
+    a step are fewer, for what the machine can do, and `say` gets a line on how long it will take.
 
     Ctrl-C or SIGTERM end the run after the step at hand, with all saved; a second one at once.
     Where a file can't be written that is a warning, and an OSError only at the end.
@@ -125,7 +125,8 @@ def train(
             if log:
                 log.add(terms, inputs[..., 0].numel())
             bar.update()
-            if log and run.step == first + _TIMED_STEPS:
+            # On a GPU the first steps compile, and the progress bar soon knows better.
+            if log and device.type == "cpu" and run.step == first + _TIMED_STEPS:
                 say(_forecast(time.monotonic() - began, s.steps - run.step))
 
             due = run.step % report_every == 0

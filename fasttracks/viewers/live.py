@@ -5,7 +5,7 @@ import numpy as np
 from fasttracks.errors import InputError
 
 MOST_POINTS = 20_000  # still points that are kept in sight, the newest
-_STILL, _MOVING, _CAMERA, _PATH = (70, 120, 220), (220, 70, 60), (240, 180, 40), (150, 150, 150)
+STILL, MOVING, _CAMERA, _PATH = (70, 120, 220), (220, 70, 60), (240, 180, 40), (150, 150, 150)
 
 
 class Cloud:
@@ -77,9 +77,9 @@ class Page:
         self._path = np.concatenate([self._path, pose[None, :3, 3]])[-MOST_POINTS:]
         size = 0.005 * distance
         with self._server.atomic():
-            scene.add_point_cloud("still", still, _STILL, point_size=size, point_shape="circle")
+            scene.add_point_cloud("still", still, STILL, point_size=size, point_shape="circle")
             scene.add_point_cloud(
-                "moving", points[moving], _MOVING, point_size=1.5 * size, point_shape="circle"
+                "moving", points[moving], MOVING, point_size=1.5 * size, point_shape="circle"
             )
             if len(self._path) > 1:
                 pairs = np.stack([self._path[:-1], self._path[1:]], 1)

@@ -1,4 +1,4 @@
-"""A reconstruction in the Rerun viewer. Needs `rerun-sdk`, which the extra "rerun" brings."""
+"""A reconstruction, or a stream, in the Rerun viewer. Needs `rerun-sdk`, the extra "rerun"."""
 
 import os
 from typing import Any
@@ -8,6 +8,7 @@ import numpy as np
 from fasttracks.errors import InputError
 from fasttracks.files import replacing
 from fasttracks.reconstruction_data import ReconstructionData
+from fasttracks.viewers.live import MOVING, STILL, Cloud
 
 
 def show(rec: ReconstructionData, frames: np.ndarray | None = None) -> None:
@@ -38,6 +39,64 @@ def save(
         stream.disconnect()
 
 
+class Live:
+    """A stream's cameras and points while frames arrive, as `viewers.live.Page` shows them.
+
+    Raises:
+        InputError: rerun-sdk is not installed.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
+        """path: where to record (.rrd); None: open the viewer."""
+        self._stream = _rerun().RecordingStream("fasttracks")
+        layout = _live_layout()
+        if path is None:
+            self._stream.spawn(default_blueprint=layout)
+        else:
+            self._stream.save(path, default_blueprint=layout)
+        import rerun as rr
+
+        self._stream.log("world", rr.ViewCoordinates.RDF, static=True)
+        self._cloud, self._path, self._frame = Cloud(), np.zeros((0, 3), np.float32), 0
+
+    def show(
+        self,
+        pose: np.ndarray,
+        intrinsics: np.ndarray,
+        ids: np.ndarray,
+        points: np.ndarray,
+        moving: np.ndarray,
+        image: np.ndarray,
+        words: dict[str, str],
+    ) -> None:
+        """Show the newest frame; as `viewers.live.Page.show`."""
+        import rerun as rr
+
+        stream = self._stream
+        distance = float(np.median(np.linalg.norm(points - pose[:3, 3], axis=1)))
+        radius = 0.004 * distance
+        still = self._cloud.add(ids[~moving], points[~moving])
+        self._path = np.concatenate([self._path, pose[None, :3, 3]])
+        stream.set_time("frame", sequence=self._frame)
+        self._frame += 1
+        stream.log("world/still", rr.Points3D(still, colors=STILL, radii=radius))
+        stream.log("world/moving", rr.Points3D(points[moving], colors=MOVING, radii=1.5 * radius))
+        stream.log("world/path", rr.LineStrips3D([self._path], colors=[160]))
+        stream.log("world/camera", rr.Transform3D(translation=pose[:3, 3], mat3x3=pose[:3, :3]))
+        _log_image(stream, intrinsics, image.shape[:2], 0.16 * distance, image)
+        text = "  \n".join(f"{name}: **{word}**" for name, word in words.items())
+        stream.log("words", rr.TextDocument(text, media_type="text/markdown"))
+
+    def clear(self) -> None:
+        """Forget all, as another world begins."""
+        self._cloud.clear()
+        self._path = self._path[:0]
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._stream.disconnect()
+
+
 def _rerun() -> Any:
     try:
         import rerun
@@ -46,6 +105,21 @@ def _rerun() -> Any:
             "rerun: the package rerun-sdk is not installed; 'pip install rerun-sdk' brings it"
         ) from None
     return rerun
+
+
+def _live_layout() -> Any:
+    import rerun.blueprint as layout
+
+    return layout.Blueprint(
+        layout.Horizontal(
+            layout.Spatial3DView(origin="world", name="scene"),
+            layout.Vertical(
+                layout.Spatial2DView(origin="world/camera/image", name="video"),
+                layout.TextDocumentView(origin="words", name="stream"),
+            ),
+            column_shares=[2, 1],
+        )
+    )
 
 
 def _layout() -> Any:
@@ -99,10 +173,24 @@ def _log_camera(stream: Any, rec: ReconstructionData, t: int, frame: np.ndarray 
 
     pose = rec.camera_to_world[t]
     stream.log("world/camera", rr.Transform3D(translation=pose[:3, 3], mat3x3=pose[:3, :3]))
-    matrix = rec.intrinsics[t].copy()
-    matrix[:2, 2] += 0.5
-    height, width = rec.image_size or np.rint(2 * matrix[1::-1, 2])
+    height, width = rec.image_size or np.rint(2 * rec.intrinsics[t, 1::-1, 2] + 1)
     distance = 0.16 * float(np.median(rec.depth))
+    _log_image(stream, rec.intrinsics[t], (int(height), int(width)), distance, frame)
+
+
+def _log_image(
+    stream: Any,
+    intrinsics: np.ndarray,
+    size: tuple[int, int],
+    distance: float,
+    frame: np.ndarray | None,
+) -> None:
+    """A camera's pyramid, and the frame (H, W, 3) on it, stretched to `size` (height, width)."""
+    import rerun as rr
+
+    matrix = intrinsics.copy()
+    matrix[:2, 2] += 0.5  # Rerun's pixels have (0.5, 0.5) at the centre of the top-left one
+    height, width = size
     stream.log(
         "world/camera/image",
         rr.Pinhole(
@@ -112,7 +200,7 @@ def _log_camera(stream: Any, rec: ReconstructionData, t: int, frame: np.ndarray 
     if frame is not None:
         import cv2
 
-        whole = cv2.resize(frame, (int(width), int(height)))
+        whole = cv2.resize(frame, (width, height))
         stream.log("world/camera/image", rr.Image(whole).compress(80))
 
 

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
+from fasttracks.checkpoint import read_plain
 from fasttracks.errors import InputError
 from fasttracks.files import replacing
 from fasttracks.trackers.tapnext.checkpoint import HOW, LICENCE, found
@@ -219,14 +220,7 @@ def _layout() -> dict[str, dict[str, _Shape]]:
 
 def _state_dict(path: Path) -> dict[str, Any]:
     """The tensors of a .pt or .ckpt by their released names; their numbers stay on disk."""
-    found(path)
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # whatever a damaged or hostile file makes torch raise
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            f"checkpoint: {path} is not a whole torch file of tensors and plain values ({first})"
-        ) from None
+    checkpoint = read_plain(found(path), largest=2**32)  # an optimiser's state is in it too
     state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else {}
     if not isinstance(state, dict):
         raise InputError(f"checkpoint: {path} has no 'state_dict' of tensors")

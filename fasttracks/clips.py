@@ -1,0 +1,491 @@
+"""What clips of one shape go through together: inputs, the network, refinement, results.
+
+On a GPU with kernels the clips' arrays go there as they are, and everything that needs their values
+is done there, so that one copy up and one copy back are all that the host waits for. Counts that
+come back with the answer tell whether a clip is in order; only where they leave a doubt does the
+host look at the values, to say in words what is wrong. Elsewhere the host looks first.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fasttracks.backends import TORCH
+from fasttracks.engine import MOST_TOKENS, Engine, Work, at_once, do, run
+from fasttracks.errors import InputError
+from fasttracks.geometry import Prediction
+from fasttracks.long.windows import LONGEST, focal_correction
+from fasttracks.network import TracksTo4D, runnable
+from fasttracks.plausible import Counts, check, unremarkable
+from fasttracks.reconstruction import Reconstruction
+from fasttracks.tracks import Tracks, guessed_camera
+
+if TYPE_CHECKING:
+    from fasttracks.kernels.prepare import Prepared
+
+_FOCAL_TRACKS = 128  # whose focal length is nearly that of a thousand
+_ALIGNED = 16  # bytes, as kernels expect it of what they read
+
+_NUMPY = {torch.uint8: np.uint8, torch.float32: np.float32, torch.float64: np.float64}
+
+Array = np.ndarray | Tensor
+_Forward = Callable[[Tensor], Prediction]
+
+
+class Clip(NamedTuple):
+    """What was given of a clip: numpy arrays or a GPU's tensors, whose values nobody looked at."""
+
+    tracks: Any  # (T, N, 2)
+    visibility: Any = None
+    intrinsics: Any = None
+    image_size: Any = None
+    whole: Tracks | None = None  # where a `Tracks` was given, which has the above
+
+    @classmethod
+    def of(cls, whole: Tracks) -> "Clip":
+        return cls(whole.tracks, whole.visibility, whole.intrinsics, whole.image_size, whole)
+
+    def checked(self) -> Tracks:
+        """As a `Tracks` that can be pixels of its image; on the host."""
+        clip = self.whole
+        if clip is None:
+            tracks, seen, cameras = map(_on_host, (self.tracks, self.visibility, self.intrinsics))
+            clip = Tracks(tracks, seen, cameras, self.image_size)
+        check(clip)
+        return clip
+
+    def is_plain(self) -> bool:
+        """Whether its shapes are as they should be, and its camera can be told without its values.
+
+        Of others `checked` says what is wrong, or has a guess.
+        """
+        shape = tuple(self.tracks.shape)
+        if len(shape) != 3 or shape[2] != 2 or shape[0] < 2 or shape[1] < 1:
+            return False
+        if self.visibility is not None and tuple(self.visibility.shape) != shape[:2]:
+            return False
+        if self.intrinsics is None:
+            return self.image_size is not None
+        return tuple(self.intrinsics.shape) in ((3, 3), (shape[0], 3, 3))
+
+
+class _Inputs(NamedTuple):
+    """Clips as the network takes them, on its device."""
+
+    inputs: Tensor  # (B, T, N, 3) in the heads' dtype
+    cameras: Tensor  # (B, T, 3, 3) float64
+    known: Tensor  # (B,) bool, whether these were given
+
+
+class _Part(NamedTuple):
+    """A part of a buffer."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class _Layout(NamedTuple):
+    """What an answer (B, n) holds, in float32's places, one after the other."""
+
+    numbers: int  # float64: whether it is finite, `Counts` if a GPU counted, how adjustment went
+    parts: Sequence[_Part]  # a clip's: those of `_fields`; tracks and what was seen, of a GPU's
+    outcome: Sequence[str | None]  # of refinement, as far as the host knows it
+
+
+class Started(NamedTuple):
+    """Clips on their way: all is queued on the GPU, and nothing was waited for."""
+
+    clips: Sequence[Clip]
+    looked_at: Sequence[Tracks] | None  # where the host has
+    answer: Tensor  # (B, n) float32; on the host, if results shall be there
+    arrived: torch.cuda.Event | None  # after which it is there
+    layout: _Layout
+
+
+def start(
+    clips: Sequence[Clip], model: TracksTo4D | Engine, refine: str, home: torch.device | None
+) -> Started:
+    """Queue all work for clips of one shape; results shall be on a device, or None: numpy's."""
+    network = model.model if isinstance(model, Engine) else model
+    take = _sent_back if _is_host(home) else _copied
+    if _has_kernels(network) and all(clip.is_plain() for clip in clips):
+        whole = clips[0].tracks.shape[0] <= LONGEST and refine != "finetune"
+        work = _on_device(clips, model, refine, whole)
+        return Started(clips, None, *(do(model, work, take) if whole else at_once(work, take)))
+    looked_at = [clip.checked() for clip in clips]
+    known = all(clip.intrinsics is not None for clip in looked_at)
+    answer = _answer(_from_host(looked_at, network), known, model, refine, whole=False)
+    return Started([Clip.of(clip) for clip in looked_at], looked_at, *take(*answer))
+
+
+def finish(started: Started, home: torch.device | None) -> list[Reconstruction]:
+    """Results, with numpy's arrays or torch tensors on `home`.
+
+    On a GPU they are there in the order of its current stream, and nothing is waited for; what
+    their values alone tell is raised by the first of their methods that looks at them.
+    """
+    layout, answer = started.layout, started.answer
+    if _is_host(home):
+        if started.arrived:
+            started.arrived.synchronize()
+        # Copied, as results may be kept for long, and pinned memory is dear.
+        rows = [_unpacked(row.copy(), layout) for row in answer.numpy()]
+        if home is not None:
+            rows = [[torch.from_numpy(value) for value in row] for row in rows]
+    else:
+        rows = [_unpacked(row, layout) for row in answer.to(home)]
+
+    def look() -> list[list[float]]:
+        flat = answer[:, : 2 * layout.numbers].reshape(-1).view(torch.float64)
+        numbers: list[list[float]] = flat.view(-1, layout.numbers).tolist()
+        for i, row in enumerate(numbers):
+            _judge(started, i, row)
+        return numbers
+
+    outcome = layout.outcome
+    waits = _is_host(home) or not outcome  # bundle adjustment's is yet to be read
+    if waits:
+        numbers = look()
+        if not outcome:
+            from fasttracks.refine.bundle import outcome as words
+
+            outcome = [words(row[-7:]) for row in numbers]
+    results = [_result(started, i, row, outcome[i], home) for i, row in enumerate(rows)]
+    if not waits:
+        for result in results:
+            result.__dict__["_unchecked"] = look
+    return results
+
+
+def _has_kernels(network: TracksTo4D) -> bool:
+    heads = network.points.weight
+    return heads.is_cuda and heads.dtype == torch.float32 and network.backend is not TORCH
+
+
+def _is_host(home: torch.device | None) -> bool:
+    return home is None or home.type == "cpu"
+
+
+def _judge(started: Started, i: int, numbers: Sequence[float]) -> None:
+    """Raise or warn of what is wrong with a clip, or with what the network made of it."""
+    clip = started.clips[i]
+    if started.looked_at is None:
+        counts = Counts(*numbers[1 : 1 + len(Counts._fields)])
+        frames, tracks = clip.tracks.shape[:2]
+        known = clip.intrinsics is not None
+        if not unremarkable(counts, frames, tracks, clip.image_size, known):
+            clip.checked()
+    if not numbers[0]:
+        raise InputError("model: its prediction is not finite; the weights or intrinsics are off")
+
+
+def _on_host(value: Any) -> Any:
+    return value.numpy(force=True) if isinstance(value, Tensor) else value
+
+
+def _from_host(clips: Sequence[Tracks], network: TracksTo4D) -> _Inputs:
+    heads = network.points.weight
+    cameras = [clip.camera(network.config.assumed_focal) for clip in clips]
+    inputs = torch.stack([clip.inputs(k) for clip, k in zip(clips, cameras, strict=True)])
+    return _Inputs(
+        inputs.to(heads.device, heads.dtype),
+        torch.from_numpy(np.stack(cameras)).to(heads.device),
+        torch.tensor([clip.intrinsics is not None for clip in clips], device=heads.device),
+    )
+
+
+def _on_device(clips: Sequence[Clip], model: TracksTo4D | Engine, refine: str, whole: bool) -> Work:
+    """All that a GPU does for clips. Their arrays go there by one copy, but for those there.
+
+    `whole`: a graph may repeat all of it.
+    """
+    from fasttracks.kernels.prepare import prepare
+
+    network = model.model if isinstance(model, Engine) else model
+    batch, (frames, tracks) = len(clips), clips[0].tracks.shape[:2]
+    wide = any(_is_wide(clip.tracks) for clip in clips)
+    scores = any(v is not None and _is_scores(v) for v in (clip.visibility for clip in clips))
+    known = all(clip.intrinsics is not None for clip in clips)
+    parts = (  # width, height and whether the camera is known; cameras; visibility; positions
+        _Part((batch, 4), torch.float64),
+        _Part((batch, frames, 3, 3), torch.float64),
+        _Part((batch, frames, tracks), torch.float64 if scores else torch.uint8),
+        _Part((batch, frames, tracks, 2), torch.float64 if wide else torch.float32),
+    )
+    *begins, size = accumulate((-(-p.size // _ALIGNED) * _ALIGNED for p in parts), initial=0)
+    device = network.points.weight.device
+    here = torch.empty(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    staged = _views(here.numpy(), begins, parts)
+    later: list[tuple[int, int, Tensor | int]] = []  # what is not copied from the host
+    sent = parts[0].size
+    for i, clip in enumerate(clips):
+        height, width = clip.image_size or (0, 0)
+        staged[0][i] = width, height, clip.intrinsics is not None, 0
+        camera = clip.intrinsics
+        if camera is None:
+            content = clip.whole.content if clip.whole else None
+            camera = guessed_camera(network.config.assumed_focal, clip.image_size, content)
+        for j, value in enumerate((camera, clip.visibility, clip.tracks), 1):
+            if isinstance(value, Tensor):
+                later.append((j, i, value.detach()))
+            elif value is None and isinstance(clip.tracks, Tensor):
+                later.append((j, i, 1))
+            else:
+                staged[j][i] = 1 if value is None else value
+                sent = max(sent, begins[j] + parts[j].size)
+
+    def fill(there: Tensor) -> None:
+        there[:sent].copy_(here[:sent], non_blocking=True)
+        views = _views(there, begins, parts) if later else []
+        for j, i, value in later:
+            to = views[j][i]
+            to.copy_(value) if isinstance(value, Tensor) else to.fill_(value)
+
+    def work(there: Tensor) -> tuple[Tensor, _Layout]:
+        about, cameras, visible, positions = _views(there, begins, parts)
+        raw = (positions, visible, cameras, about)
+        _compile(raw, network, refine == "bundle")
+        found = prepare(*raw)
+        given = _Inputs(found.inputs, cameras, about[:, 2] > 0)
+        counted = _counting(found)
+        more = (found.tracks, found.seen)
+        return _answer(given, known, model, refine, whole, counted, more)
+
+    return Work(
+        ("reconstruct", batch, frames, tracks, wide, scores, known, refine),
+        (batch, frames, tracks),
+        lambda: torch.empty(size, dtype=torch.uint8, device=device),
+        fill,
+        work,
+        refine == "bundle" or batch * frames * tracks <= MOST_TOKENS,
+    )
+
+
+def _views(buffer: Any, begins: Sequence[int], parts: Sequence[_Part]) -> list[Any]:
+    """Parts of a buffer of bytes, a tensor or numpy's."""
+    kinds = [_NUMPY[part.dtype] if isinstance(buffer, np.ndarray) else part.dtype for part in parts]
+    return [
+        buffer[begin : begin + part.size].view(kind).reshape(part.shape)
+        for begin, part, kind in zip(begins, parts, kinds, strict=True)
+    ]
+
+
+def _counting(found: "Prepared") -> Callable[[], Tensor]:
+    """The counts of clips, to be asked for while `found` is kept; a graph counts meanwhile."""
+    from fasttracks.kernels.prepare import count
+
+    if not found.inputs.is_cuda:
+        return lambda: count(found)
+    beside = _beside(found.inputs.device)
+    if not torch.cuda.is_current_stream_capturing():
+        return lambda: count(found)
+    main = torch.cuda.current_stream()
+    beside.wait_stream(main)
+    with torch.cuda.stream(beside):
+        counts = count(found)
+
+    def counted() -> Tensor:
+        main.wait_stream(beside)
+        return counts
+
+    return counted
+
+
+@cache
+def _beside(device: torch.device) -> torch.cuda.Stream:
+    """A stream for what graphs do beside the network; of a priority that callers hardly use."""
+    return torch.cuda.Stream(device, priority=-1)
+
+
+def _answer(
+    given: _Inputs,
+    all_known: bool,
+    model: TracksTo4D | Engine,
+    refine: str,
+    whole: bool,
+    counted: Callable[[], Tensor] | None = None,
+    more: Sequence[Tensor] = (),
+) -> tuple[Tensor, _Layout]:
+    """The answer to clips (B, n), with `more` fields at its end.
+
+    `whole`: a graph may repeat all of it, so that nothing in it may be one.
+    """
+    network = model.model if isinstance(model, Engine) else model
+    forward = network if whole else partial(run, model)
+    if network.config.predicts_focal and not all_known:
+        factor = torch.where(given.known, 1.0, _focal_correction(forward, given.inputs))
+        given.inputs[..., :2] /= factor[:, None, None, None]
+        cameras = given.cameras.clone()
+        cameras[..., :2] *= factor.double()[:, None, None, None]
+        given = given._replace(cameras=cameras)
+    with torch.no_grad():
+        prediction, how, outcome = _predict(forward, whole, network, given, refine)
+    fields = [*_fields(prediction, given.cameras), *more]
+    numbers = [torch.isfinite(prediction.projection).flatten(1).all(1)[:, None].double()]
+    numbers += [counted()] if counted else []
+    numbers += [] if how is None else [how]
+    flat = [p.reshape(len(p), -1).view(torch.float32) for p in (torch.cat(numbers, 1), *fields)]
+    parts = [_Part(tuple(field.shape[1:]), field.dtype) for field in fields]
+    return torch.cat(flat, 1), _Layout(flat[0].shape[1] // 2, parts, outcome)
+
+
+_compiled: set[tuple[torch.device, torch.dtype, bool]] = set()
+
+
+def _compile(raw: tuple[Tensor, ...], network: TracksTo4D, bundled: bool) -> None:
+    """Once, have Triton compile side by side what a call needs, rather than one after the other."""
+    block: Any = network.blocks[0]
+    device, dtype = raw[0].device, block.qkv.weight.dtype
+    if device.type != "cuda" or (device, dtype, bundled) in _compiled:
+        return
+    raw = (*(part[:, :LONGEST] for part in raw[:3]), raw[3])
+    from fasttracks.kernels.ahead import compile_ahead
+    from fasttracks.kernels.prepare import count, prepare
+
+    def work() -> None:
+        found = prepare(*raw)
+        count(found)
+        prediction = network.by(found.inputs, runnable(network.backend, device, dtype, grad=False))
+        if bundled:
+            from fasttracks.refine.bundle import bundle_tensors
+
+            bundle_tensors(*prediction, found.inputs, raw[3][:, 2] > 0)
+
+    with torch.no_grad():
+        compile_ahead(work, device)
+    _compiled.add((device, dtype, bundled))
+
+
+def _is_wide(value: Array) -> bool:
+    """Whether float32 doesn't hold all of its values."""
+    return value.dtype not in (np.float32, torch.float32, torch.float16, torch.bfloat16)
+
+
+def _is_scores(value: Array) -> bool:
+    return value.dtype not in (np.bool_, torch.bool)
+
+
+def _focal_correction(forward: _Forward, inputs: Tensor) -> Tensor:
+    """Factors (B,) of focal lengths, as the model corrects them from some of the tracks.
+
+    What it then sees through the corrected ones is closer to what it was trained on than what it
+    says of a lens while guessing it.
+    """
+    if inputs.shape[1] > LONGEST:
+        each = torch.stack([focal_correction(forward, clip) for clip in inputs])
+        return each.clamp(0.1, 10).to(inputs.dtype)
+    some = inputs[:, :, :: -(-inputs.shape[2] // _FOCAL_TRACKS)].contiguous()
+    return forward(some).focal.mean(1).clamp(0.1, 10).to(inputs.dtype)
+
+
+def _predict(
+    forward: _Forward, whole: bool, network: TracksTo4D, given: _Inputs, refine: str
+) -> tuple[Prediction, Tensor | None, Sequence[str | None]]:
+    """The prediction for B clips, refined; how that went, in numbers (B, 7) or in words."""
+    inputs, known = given.inputs, given.known
+    if refine == "finetune":
+        from fasttracks.refine.finetune import finetune
+
+        with torch.enable_grad():
+            prediction, tuning = finetune(network, inputs)
+        return _single(prediction), None, tuning.outcome
+    if inputs.shape[1] > LONGEST:
+        from fasttracks.long.assemble import predict
+
+        prediction, found = predict(forward, inputs, known, refine == "bundle")
+        return _single(prediction), None, found
+    prediction = forward(inputs)
+    if refine == "none":
+        return _single(prediction), None, [None] * len(inputs)
+    from fasttracks.refine.bundle import adjust_all, bundle_tensors
+
+    adjust = bundle_tensors if whole else adjust_all
+    *fields, _, _, how = adjust(*prediction, inputs, known)
+    return _single(Prediction(*fields)), how, []
+
+
+def _single(prediction: Prediction) -> Prediction:
+    return Prediction(*(field.float() for field in prediction))
+
+
+def _fields(prediction: Prediction, cameras: Tensor) -> list[Tensor]:
+    """The first fields of B reconstructions, in their order, float32; cameras (B, T, 3, 3)."""
+    p, k = prediction, cameras.float()
+    intrinsics = k.clone()
+    intrinsics[..., :2, :2] *= p.focal[..., None, None]
+    pose = torch.cat([p.rotation, p.position[..., None]], -1)
+    pose = torch.nn.functional.pad(pose, (0, 0, 0, 1))
+    pose[..., 3, 3] = 1
+    # The projection carries the focal correction already, so it takes the uncorrected camera.
+    reprojection = (p.projection[..., None, :] * k[..., None, :2, :2]).sum(-1)
+    reprojection += k[..., None, :2, 2]
+    return [
+        p.points,
+        p.points_camera,
+        pose,
+        intrinsics,
+        reprojection,
+        p.basis.contiguous(),
+        p.coefficients,
+        p.motion,
+    ]
+
+
+def _sent_back(answer: Tensor, layout: _Layout) -> tuple[Tensor, torch.cuda.Event | None, _Layout]:
+    """The answer on the host, once the event, if any, is over."""
+    if not answer.is_cuda:
+        return answer, None, layout
+    here = torch.empty(answer.shape, pin_memory=True)
+    here.copy_(answer, non_blocking=True)
+    with torch.cuda.device(answer.device):
+        event = torch.cuda.Event()
+        event.record()
+    return here, event, layout
+
+
+def _copied(answer: Tensor, layout: _Layout) -> tuple[Tensor, None, _Layout]:
+    return answer.clone(), None, layout
+
+
+def _unpacked(row: Any, layout: _Layout) -> list[Any]:
+    """A clip's fields, views of its answer (n,)."""
+    fields, end = [], 2 * layout.numbers
+    for shape, dtype in layout.parts:
+        begin, end = end, end + math.prod(shape) * dtype.itemsize // 4
+        kind = _NUMPY[dtype] if isinstance(row, np.ndarray) else dtype
+        fields.append(row[begin:end].view(kind).reshape(shape))
+    return fields
+
+
+def _result(
+    started: Started, i: int, fields: list[Any], outcome: str | None, home: torch.device | None
+) -> Reconstruction:
+    def there(value: np.ndarray | None) -> Any:
+        return value if value is None or home is None else torch.from_numpy(value).to(home)
+
+    clip = started.clips[i]
+    if started.looked_at is None:
+        *fields, seen = fields
+        shape = clip.tracks.shape[:2]
+        seen = seen[: math.prod(shape)]
+        kind = torch.bool if isinstance(seen, Tensor) else np.bool_
+        fields += [seen.view(kind).reshape(shape)]
+    else:
+        whole = started.looked_at[i]
+        fields = [*fields, there(whole.tracks), there(whole.visibility)]
+    times, colors = (
+        (there(clip.whole.times), there(clip.whole.colors)) if clip.whole else (None, None)
+    )
+    values: list[Any] = [*fields, clip.image_size, times, colors, outcome]
+    return Reconstruction(*values)

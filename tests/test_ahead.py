@@ -1,0 +1,65 @@
+"""Kernels compiled ahead, without a GPU, are those that launches look for."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+nvidia = pytest.importorskip("triton.backends.nvidia.driver")
+
+_LAUNCHES = """
+import torch
+from triton import knobs
+from fasttracks.kernels import ahead, embed, prepare
+
+ahead.pretend(80)
+compiled = []
+knobs.compilation.listener = lambda *, src, cache_hit, **_: compiled.append((src.name, cache_hit))
+zeros = torch.zeros
+
+
+def prepared():
+    about, cameras = (zeros(s, dtype=torch.float64) for s in ((1, 4), (1, 9, 3, 3)))
+    return prepare.prepare(zeros(1, 9, 7, 2), zeros(1, 9, 7, dtype=torch.uint8), cameras, about)
+
+
+def work():
+    prepare.count(prepared())
+    prepare.count(prepared())
+
+
+print(ahead.compile_ahead(work, torch.device("cpu")))
+print(sorted(compiled))
+compiled.clear()
+for kernel in (prepare._prepare, prepare._count):
+    kernel.device_caches.clear()
+try:
+    prepared()
+except AttributeError:  # there is no GPU to load it
+    print(compiled)
+"""
+
+
+def test_a_launch_finds_what_was_compiled_ahead(tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    out = subprocess.run(
+        [sys.executable, "-c", _LAUNCHES],
+        env={**environment, "TRITON_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    assert out == ["2", "[('_count', False), ('_prepare', False)]", "[('_prepare', True)]"]
+    # And the C code that launches kernels, once or for each, as Triton's version has it.
+    libraries = [path.name.split(".")[0] for path in tmp_path.rglob("*.so")]
+    assert libraries.count("cuda_utils") == 1
+    assert libraries.count("__triton_launcher") == 2 * hasattr(nvidia, "make_launcher")
+
+
+def test_architectures_that_are_none(capsys):
+    from fasttracks.cli.main import main
+
+    for name in ("sm_75", "hopper"):
+        assert main(["compile", "--arch", name]) == 2
+        assert "expected sm_80 or above" in capsys.readouterr().err
