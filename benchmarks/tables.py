@@ -323,24 +323,24 @@ def folders() -> str:
     if clips := found["clips"]:
         lines.append(
             f"- {clips['clips']} short clips, {len(clips['errors'])} of them bad in ten ways, on "
-            f"{clips['cores']} cores: {clips['wall / (seconds of stages / cores)']:.3g} × the "
-            "seconds of all stages by the number of cores, and "
-            f"{clips['peak memory of all processes, GB']:.2g} GB of memory in all; "
-            f"{len(clips['unlike reconstruct']) or 'none'} of the good ones unlike `reconstruct`'s."
+            f"{clips['cores']} cores: {clips['wall / (seconds of stages / cores)']:.2f} × the "
+            "seconds that their stages took, divided by the cores. All processes together had at "
+            f"most {clips['peak memory of all processes, GB']:.2g} GB of memory. Of the good ones "
+            f"{len(clips['unlike reconstruct']) or 'none'} came out unlike `reconstruct`'s."
         )
     if kills := found["kills"]:
-        ways = sorted({moment["way"] for moment in kills["moments"]})
+        ways = sorted({_WAYS.get(moment["way"], moment["way"]) for moment in kills["moments"]})
         lines.append(
-            f"- {len(kills['moments'])} random moments ({', '.join(ways)}), then started again: "
-            f"{len(kills['wrong']) or 'none'} left a file half written, or a clip without its row, "
-            "with two, or with another result."
+            f"- {len(kills['moments'])} times ended at a random moment ({', '.join(ways)}) and "
+            f"started again: {len(kills['wrong']) or 'none'} left a file half written, or a clip "
+            "without its row, with two, or with another result."
         )
     if many := found["many"]:
         before, after = (many[f"parent's memory {when}, GB"] for when in _WHEN)
         lines.append(
             f"- {many['clips']:,} track files: the first is done after "
-            f"{many['seconds until the first row']:.0f} s, "
-            f"{many['CPU seconds of all processes until then']:.0f} s of them on a core; a run "
+            f"{many['seconds until the first row']:.0f} s, for which all processes had a core for "
+            f"{many['CPU seconds of all processes until then']:.0f} s; a run "
             f"where all are done takes {many['seconds of a run where all are done']:.0f} s. The "
             f"parent's memory was {before:.2f} GB after a quarter of {many['rows']:,} clips, "
             f"{after:.2f} GB in the end."
@@ -360,6 +360,7 @@ def folders() -> str:
     )
 
 
+_WAYS = {"parent": "kill -9 of the parent", "worker": "kill -9 of a worker", "ctrl-c": "Ctrl-C"}
 _WHEN = ("after a quarter", "at the end")  # of a run of `folders.py many`
 
 TABLES: dict[str, Callable[[], str]] = {

@@ -8,6 +8,7 @@ import pickle
 import threading
 import traceback
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,10 @@ class _Worker:
 
     def __init__(self, settings: Settings, device: str, role: str, folder: str) -> None:
         self.settings, self.device, self.folder = settings, device, Path(folder)
-        self._lock = threading.Lock()
+        # One thread asks a GPU for everything, as its own device: what is made on no device in
+        # particular would take memory of the first GPU.
+        self._one = ThreadPoolExecutor(1, initializer=partial(_use, device))
+        _use(device if role == "gpu" else "cpu")
         if role != "tracker":
             where = "cpu" if role == "all" else device
             self.reconstructor = Reconstructor(
@@ -47,12 +51,11 @@ class _Worker:
         return [self._put(row, "tracks") for row in rows]
 
     def reconstruct(self, rows: list[Row]) -> list[Row]:
-        """The second stage; while one thread has the GPU, another reads or writes."""
+        """The second stage; while one batch has the GPU, another is read or written."""
         rows = [self._taken(row, "tracks") for row in rows]
-        with self._lock:
-            rows = self.reconstructor.reconstruct(rows)
-            if any("status" in row for row in rows) and self.device != "cpu":
-                _leave_a_broken_gpu(self.device)
+        rows = self._one.submit(self.reconstructor.reconstruct, rows).result()
+        if any("status" in row for row in rows) and self.device != "cpu":
+            _leave_a_broken_gpu(self.device)
         return [self._put(row, "reconstruction") for row in rows]
 
     def write(self, rows: list[Row]) -> list[Row]:
@@ -81,6 +84,11 @@ class _Worker:
             return {**row, column: pickle.load(opened)}
 
 
+def _use(device: str) -> None:
+    if device != "cpu":
+        torch.cuda.set_device(device)
+
+
 def _leave_a_broken_gpu(device: str) -> None:
     """End where CUDA refuses all further work; the clips are tried again in another process."""
     try:
@@ -104,12 +112,6 @@ def main(handle: int) -> None:
         except OSError:  # the parent is dead
             os._exit(1)
 
-    def use_device() -> None:
-        """Else what is made on no device of its own would take memory of the first."""
-        if role == "gpu" and device != "cpu":
-            torch.cuda.set_device(device)
-
-    use_device()
     try:
         worker = _Worker(settings, device, role, folder)
     except InputError as error:
@@ -124,7 +126,7 @@ def main(handle: int) -> None:
             traceback.print_exc()
             os._exit(1)
 
-    with ThreadPoolExecutor(threads, initializer=use_device) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         while True:
             try:
                 task = connection.recv()
