@@ -191,13 +191,12 @@ class Stream:
         """Show the window to the network and join it to the world."""
         shown, own = self._slots.inputs()
         anew = self._last is None
-        window, own_slots, fresh = map(torch.from_numpy, (shown, own, self._slots.fresh))
-        seen = self._world.push(window, own_slots, fresh, anew)
-        if not anew and (fault := _fault(seen)):
+        seen = self._world.push(shown, own, self._slots.fresh, anew)
+        if seen and not anew and (fault := _fault(seen)):
             self._end_segment(fault)
             anew = True
-            seen = self._world.push(window, own_slots, fresh, anew)
-        if not all(bool(value.isfinite().all()) for value in seen):
+            seen = self._world.push(shown, own, self._slots.fresh, anew)
+        if seen is None:
             self._reset("the network's answer is not finite")
             return None
         self._slots.fresh[:] = False
