@@ -50,6 +50,7 @@ def fails(arguments, capsys):
     return err
 
 
+@pytest.mark.slow
 def test_demo_in_a_fresh_process():
     out = subprocess.run(
         [sys.executable, "-m", "fasttracks", "demo", "--device", "cpu"],
