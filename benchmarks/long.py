@@ -221,7 +221,7 @@ class _Benchmark:
         final += stream.finish()
         # After a reset nothing tells how the segments lie: the longest one is judged.
         segment = np.concatenate([np.full(len(f.frames), f.segment) for f in final])
-        longest = segment == np.bincount(segment).argmax()
+        longest = segment == np.argmax(np.bincount(segment))
         frames = np.concatenate([f.frames for f in final])[longest]
         poses = np.concatenate([f.camera_to_world for f in final])[longest]
         poses_found = torch.from_numpy(poses)[None].double()

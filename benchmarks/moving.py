@@ -98,8 +98,8 @@ def score(found: np.ndarray, moving: np.ndarray, still: np.ndarray) -> dict[str,
     hits, alarms = int((found & moving).sum()), int((found & still).sum())
     parts = {
         "precision": (hits, hits + alarms),
-        "recall": (hits, moving.sum()),
-        "alarms": (alarms, still.sum()),
+        "recall": (hits, int(moving.sum())),
+        "alarms": (alarms, int(still.sum())),
     }
     return {name: 100 * a / b if b else float("nan") for name, (a, b) in parts.items()}
 

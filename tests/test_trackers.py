@@ -1,5 +1,6 @@
 """Trackers against motions that are known."""
 
+import pickle
 import re
 import subprocess
 import sys
@@ -417,6 +418,18 @@ def test_cotracker_refuses_a_damaged_checkpoint(
     monkeypatch.setattr(FakePredictor, "__init__", fail)
     with pytest.raises(InputError, match=r"can't be loaded \(Ran out of input\)$"):
         CoTracker(checkpoint, device="cpu")(clip_numbered(2))
+
+
+def test_cotracker_never_advises_to_run_what_a_checkpoint_holds(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: FakePredictor, **_: object) -> None:
+        raise pickle.UnpicklingError("re-running with weights_only=False will likely succeed")
+
+    monkeypatch.setattr(FakePredictor, "__init__", fail)
+    with pytest.raises(InputError, match="is no file of weights") as caught:
+        CoTracker(checkpoint, device="cpu")(clip_numbered(2))
+    assert "weights_only" not in str(caught.value)
 
 
 @pytest.mark.parametrize("path", [None, "a.pth"])
