@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 import fasttracks
-from fasttracks import batch
+from fasttracks import clips
 from fasttracks.cli.generate import in_pixels
 from fasttracks.evaluation.metrics import Estimate, Truth, align, metrics
 from fasttracks.geometry import Prediction
@@ -256,7 +256,7 @@ class _Benchmark:
         return _path(rotation[None], position[None], truth)
 
     def _one_pass(self, tracks: Tracks, truth: Truth, camera: np.ndarray) -> dict[str, float]:
-        with patch.object(batch, "LONGEST", len(tracks.tracks)):
+        with patch.object(clips, "LONGEST", len(tracks.tracks)):
             return self._whole(tracks, truth, camera, refine="none")
 
     def _look(self, window: Tensor) -> Prediction:

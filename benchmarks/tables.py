@@ -313,6 +313,55 @@ def ablation() -> str:
     )
 
 
+def folders() -> str:
+    """What `folders.py` found, a line for each part that has been measured."""
+    found = {}
+    for part in ("clips", "kills", "many", "gpus"):
+        path = RESULTS / f"folders-{part}.json"
+        found[part] = json.loads(path.read_text()) if path.is_file() else None
+    lines = []
+    if clips := found["clips"]:
+        lines.append(
+            f"- {clips['clips']} short clips, {len(clips['errors'])} of them bad in ten ways, on "
+            f"{clips['cores']} cores: {clips['wall / (seconds of stages / cores)']:.3g} × the "
+            "seconds of all stages by the number of cores, and "
+            f"{clips['peak memory of all processes, GB']:.2g} GB of memory in all; "
+            f"{len(clips['unlike reconstruct']) or 'none'} of the good ones unlike `reconstruct`'s."
+        )
+    if kills := found["kills"]:
+        ways = sorted({moment["way"] for moment in kills["moments"]})
+        lines.append(
+            f"- {len(kills['moments'])} random moments ({', '.join(ways)}), then started again: "
+            f"{len(kills['wrong']) or 'none'} left a file half written, or a clip without its row, "
+            "with two, or with another result."
+        )
+    if many := found["many"]:
+        before, after = (many[f"parent's memory {when}, GB"] for when in _WHEN)
+        lines.append(
+            f"- {many['clips']:,} track files: the first is done after "
+            f"{many['seconds until the first row']:.0f} s, "
+            f"{many['CPU seconds of all processes until then']:.0f} s of them on a core; a run "
+            f"where all are done takes {many['seconds of a run where all are done']:.0f} s. The "
+            f"parent's memory was {before:.2f} GB after a quarter of {many['rows']:,} clips, "
+            f"{after:.2f} GB in the end."
+        )
+    if gpus := found["gpus"]:
+        rates = "; ".join(
+            f"on {name} {value['clips a second, from the first finished to the last']:.0f} a second"
+            for name, value in gpus.items()
+            if isinstance(value, dict)
+        )
+        lines.append(
+            f"- {gpus['clips']:,} track files of 256 × 50, {gpus['device']}, "
+            f"{gpus['cores']} cores: {rates}."
+        )
+    return (
+        "\n".join(lines) or "Not measured yet; `python benchmarks/folders.py` writes the figures."
+    )
+
+
+_WHEN = ("after a quarter", "at the end")  # of a run of `folders.py many`
+
 TABLES: dict[str, Callable[[], str]] = {
     "speed": speed,
     "forward": forward,
@@ -328,6 +377,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "weights": weights,
     "clip sizes": clip_sizes,
     "ablation": ablation,
+    "folders": folders,
 }
 
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from fasttracks.batch import Clip, finish, start
+from fasttracks.clips import Clip, finish, start
 from fasttracks.checks import as_array
 from fasttracks.engine import Engine
 from fasttracks.errors import InputError

@@ -23,7 +23,7 @@ FLOORS = [
     {"batch"},
     {"pipeline", "video"},
     {"trackers", "evaluation", "performance"},
-    {"stream"},
+    {"stream", "batch"},
     {"env"},
     {"scenes"},
     {"training"},

@@ -60,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
     _model_options(sub)
     _video_options(sub)
 
+    _add_batch(command)
     _add_live(command)
     _add_viewing(command)
 
@@ -121,6 +122,51 @@ def parser() -> argparse.ArgumentParser:
     sub = command("completion", "print a script that completes commands and options in a shell")
     sub.add_argument("shell", choices=("bash", "zsh", "fish"), help="eval it, or save it")
     return program
+
+
+def _add_batch(command: _Command) -> None:
+    sub = command("batch", "reconstruct a folder of videos and track files, on all cores and GPUs")
+    sub.add_argument(
+        "input",
+        metavar="INPUT",
+        help="a folder, a pattern such as 'videos/*.mp4', or a .txt file with a path on each line",
+    )
+    sub.add_argument(
+        "output", nargs="?", metavar="OUTPUT", help="a folder for NAME.npz of each and the index"
+    )
+    sub.add_argument(
+        "--export", metavar="FORMATS", help="as 'export' names them, with commas between: ply,tum"
+    )
+    sub.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="leave out what is done already with the same input, options and weights",
+    )
+    sub.add_argument(
+        "--strict", action="store_true", help="end with an error if a clip failed, when all is done"
+    )
+    sub.add_argument(
+        "--workers", type=int, metavar="N", help="processes on the CPU, else one for each core"
+    )
+    sub.add_argument(
+        "--shard", metavar="I/N", help="do the part I of N, from 0 on, with an index of its own"
+    )
+    sub.add_argument(
+        "--merge", action="store_true", help="only make one index of those in the folder INPUT"
+    )
+    sub.add_argument(
+        "--ray",
+        nargs="?",
+        const="local",
+        metavar="ADDRESS",
+        help="run on Ray: its cluster here ('auto') or elsewhere, else one that is started for it",
+    )
+    sub.add_argument(
+        "--gpu-share", type=float, default=1.0, help="of a GPU, that each of Ray's actors takes"
+    )
+    _model_options(sub)
+    _video_options(sub)
 
 
 def _add_live(command: _Command) -> None:
