@@ -113,10 +113,10 @@ def _panel(
     for c in tl.static_range(TILE):
         here, right = lying == c, lying > c
         column = _column(pivot, here)
-        row = column[None, :]
-        root = tl.rsqrt(_column(row, here))[:, None]  # NaN where S is not positive definite
-        column = column[:, None] * root
-        pivot = tl.where(right, pivot - column * (row * root), tl.where(here, column, pivot))
+        # NaN where S is not positive definite.
+        column *= tl.rsqrt(tl.gather(column, tl.full((2 * TILE,), c, tl.int32), 0))
+        down = column[:, None]
+        pivot = tl.where(right, pivot - down * column[None, :], tl.where(here, down, pivot))
     quarters = tl.permute(tl.reshape(pivot, (2, TILE, 2, TILE)), (1, 3, 0, 2))
     _top, half = tl.split(tl.split(quarters)[0])
 
