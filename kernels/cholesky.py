@@ -96,8 +96,8 @@ def _panel(
     later = tl.where(j > 0, n, 0)
     # A warp has a thread for each row of the diagonal's tile, and of the identity, which becomes
     # L⁻ᵀ. It is loaded lying, so that the layout is such. Beyond S the diagonal is 1.
-    standing, lying = tl.arange(0, 2 * TILE)[:, None], tl.arange(0, 2 * TILE)[None, :]
-    inside = (standing < TILE) & (begin + standing < n) & (begin + lying < n) & (lying < TILE)
+    standing, lying = tl.arange(0, 2 * TILE)[:, None], across
+    inside = (standing < TILE) & (begin + standing < n) & (begin + lying < n)
     ones = (standing % TILE == lying) & ((standing >= TILE) | (begin + lying >= n))
 
     wait_for_previous(OVERLAP)
@@ -115,10 +115,9 @@ def _panel(
         column = _column(pivot, here)
         # NaN where S is not positive definite.
         column *= tl.rsqrt(tl.gather(column, tl.full((2 * TILE,), c, tl.int32), 0))
-        down = column[:, None]
-        pivot = tl.where(right, pivot - down * column[None, :], tl.where(here, down, pivot))
-    quarters = tl.permute(tl.reshape(pivot, (2, TILE, 2, TILE)), (1, 3, 0, 2))
-    _top, half = tl.split(tl.split(quarters)[0])
+        down, row = column[:, None], tl.gather(column, tl.arange(0, TILE), 0)[None, :]
+        pivot = tl.where(right, pivot - down * row, tl.where(here, down, pivot))
+    _top, half = tl.split(tl.permute(tl.reshape(pivot, (2, TILE, TILE)), (1, 2, 0)))
 
     tile = tl.dot(tile, half, out_dtype=tl.float64)
     if j == 0:
