@@ -20,7 +20,7 @@ FLOORS = [
     {"export", "viewers"},
     {"reconstruction", "refine"},
     {"long"},
-    {"batch"},
+    {"clips"},
     {"pipeline", "video"},
     {"trackers", "evaluation", "performance"},
     {"stream", "batch"},

@@ -162,6 +162,7 @@ LIMITS = {
     "adjust cameras": (4096, False),
     "adjust move": (4096, False),
     "adjust cost": (4096, False),
+    "adjust fit": (4096, False),
     "adjust accept": (4096, False),
     "motion by point": (4096, False),
     "motion cost": (4096, False),
