@@ -13,8 +13,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from fasttracks.clips import Clip, finish, start
 from fasttracks.checks import as_array
+from fasttracks.clips import Clip, finish, start
 from fasttracks.engine import Engine
 from fasttracks.errors import InputError
 from fasttracks.network import TracksTo4D
