@@ -118,7 +118,7 @@ def scene(clip: Clips, model: Any) -> dict[str, dict[str, float]]:
 
 def animal(video: Path, model: Any) -> dict[str, dict[str, float]]:
     """Scores of a real clip by its outlines."""
-    tracks = fasttracks.track(video)
+    tracks = fasttracks.track(video, frames=50)
     seen = np.asarray(tracks.visibility)
     inside, beside = np.zeros((2, seen.shape[1]), bool)
     for frame, outlines in OUTLINES[video.stem].items():

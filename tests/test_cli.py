@@ -190,6 +190,27 @@ def test_track_says_what_it_leaves_out(capsys):
         assert ("left out what follows" in capsys.readouterr().out) is left
 
 
+def test_whole_videos_are_read_up_to_what_is_adjusted_together(capsys):
+    from fasttracks.cli.reconstruct import VIDEO
+    from fasttracks.long.assemble import TOGETHER
+
+    assert VIDEO["frames"] == TOGETHER
+    with pytest.raises(SystemExit):
+        main(["reconstruct", "--help"])
+    assert f"at most this many (default: {TOGETHER})" in " ".join(capsys.readouterr().out.split())
+
+
+def test_how_long_it_will_take_is_said_once(tracks_file, monkeypatch, capsys):
+    from fasttracks.cli import console
+
+    monkeypatch.setattr(console, "_LOOK", 0)
+    model = fasttracks.load("tiny.safetensors", device="cpu")
+    for tokens, times in ((10**12, 1), (1, 0)):
+        with console.progress(model, tokens):
+            fasttracks.reconstruct(Tracks.load(tracks_file), model=model)
+        assert capsys.readouterr().out.count("minutes on this CPU") == times
+
+
 def test_completion(capsys):
     for shell in ("bash", "zsh", "fish"):
         assert main(["completion", shell]) == 0

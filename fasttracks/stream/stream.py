@@ -182,7 +182,10 @@ class Stream:
         return self.push(*self._tracker.push(image), time=time)
 
     def finish(self) -> list[Final]:
-        """Cameras of the frames that are still in the window; the stream begins anew after it."""
+        """Cameras of the frames that are still in the window; the stream begins anew after it.
+
+        Frames after the last look, fewer than a hop, have none.
+        """
         self._reset("finished")
         done, self._pending, self._reason = self._pending, [], None
         return done
