@@ -21,6 +21,7 @@ from fasttracks.batch import Reconstructor, index, local
 from fasttracks.batch.index import TIMES, Index
 from fasttracks.batch.inputs import Clip, find, in_shard, state
 from fasttracks.batch.settings import Settings
+from fasttracks.cli.batch import _Bar
 from fasttracks.cli.main import main
 from fasttracks.weights import save
 
@@ -263,6 +264,25 @@ def test_shards_are_merged(clips, model, capsys, monkeypatch):
     capsys.readouterr()
     assert main(["batch", "--merge", "clips"]) == 2
     assert "has no index" in capsys.readouterr().err
+
+
+def test_bar_tells_the_stage_that_limits():
+    row = {"seconds_decode": 1.0, "seconds_track": 3.0, "seconds_reconstruct": 2.0}
+    for workers, gpus, limit in ((2, 0, "track"), (1, 1, "track"), (8, 1, "reconstruct")):
+        with _Bar(9, workers, gpus) as bar:
+            bar.show(row, 0)
+            assert bar._limit() == limit
+
+
+def test_names_that_are_no_text(clips, model):
+    """A file may be called by any bytes, which Parquet and UTF-8 can't hold."""
+    os.rename("clips/a.npz", b"clips/\xff.npz")
+    rows = find("clips", Path("out"))[-1:] + find("clips", Path("out"))[:1]
+    with Index(Path(".")) as made:
+        for clip in rows:
+            made.add({**clip._asdict(), "status": "done"})
+        made.finish()
+    assert set(index.read(Path("."))) == {clip.path for clip in rows}
 
 
 def test_what_is_found(clips):

@@ -60,9 +60,8 @@ def parser() -> argparse.ArgumentParser:
     _model_options(sub)
     _video_options(sub)
 
-    _add_batch(command)
-    _add_live(command)
-    _add_viewing(command)
+    for add in (_add_batch, _add_live, _add_viewing):
+        add(command)
 
     _add_conversion(command)
     _add_training(command)
