@@ -58,7 +58,8 @@ def test_shipped_weights_say_what_they_are():
 def test_convert_keeps_every_number(released, tmp_path):
     save_file(released, tmp_path / "released.safetensors")
     convert(tmp_path / "released.safetensors", tmp_path / "ours.safetensors")
-    ours = fasttracks.load(tmp_path / "ours.safetensors", device="cpu", precision="fp32").state_dict()
+    network = fasttracks.load(tmp_path / "ours.safetensors", device="cpu", precision="fp32")
+    ours = network.state_dict()
     unread = [i for i in range(24) if i not in (4, 22, 23)]
     assert torch.equal(ours["camera.weight"], released["conv_final.weight"][unread])
     # Channel xyz · 12 + k became k · 3 + xyz.
