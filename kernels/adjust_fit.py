@@ -34,7 +34,7 @@ def _fit(
     scale,
     to_scale,
     misfit,
-    farther,
+    firmness,
     spread,
     square,
     change,
@@ -42,6 +42,7 @@ def _fit(
     N,
     iterations,
     LEAST: tl.constexpr,
+    DEPTH: tl.constexpr,
     MIN_DEPTH: tl.constexpr,
     FRAMES: tl.constexpr,
     TRACKS: tl.constexpr,
@@ -89,8 +90,9 @@ def _fit(
     if block == 0:
         tl.store(change + b, tl.sum(tl.sum(turned, 1), 0) / tl.maximum(T - 1, 1))
     track = b * N + n
-    off = tl.sum(far, 0) / tl.maximum(tl.sum(held, 0), 1e-9)
-    tl.store(farther + track, off[None, :], mask=in_tracks)
+    off = tl.sum(far, 0) / tl.maximum(tl.sum(held, 0), 1e-9) / DEPTH
+    loose = 1 + off * tl.maximum(off, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    tl.store(firmness + track, (1 / (loose * loose))[None, :], mask=in_tracks)
     frames = tl.sum(count, 0)
     ray_x, ray_y, ray_z = tl.sum(ray_x, 0), tl.sum(ray_y, 0), tl.sum(ray_z, 0)
     # Of a mean ray, whose square falls short of 1 by the rays' mean square distance from it.
@@ -115,8 +117,13 @@ def _fit(
     tl.store(misfit + track, tl.sum(total, 0)[None, :], mask=in_tracks)
 
 
-def fit(scene, evidence, visibility, scale, iterations: int, least: float) -> tuple:
-    """The fields of `bundle.Fit`, in the dtype of the arguments; scales are at least `least`."""
+def fit(
+    scene, evidence, visibility, scale, iterations: int, least: float, depth: float
+) -> tuple[torch.Tensor, ...]:
+    """The fields of `bundle.Fit`, in the dtype of the arguments.
+
+    Scales are at least `least`; depth: deviation of the log depths that are expected.
+    """
     e = evidence
     B, T, N = e.weight.shape
     per_track = scale.new_empty(4, B, N)
@@ -133,6 +140,7 @@ def fit(scene, evidence, visibility, scale, iterations: int, least: float) -> tu
             N,
             iterations,
             LEAST=least,
+            DEPTH=depth,
             MIN_DEPTH=MIN_DEPTH,
             **options,
             **overlap(scale.device),

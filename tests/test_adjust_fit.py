@@ -23,10 +23,9 @@ def test_fit(frames, tracks, dtype, kernel_device) -> None:
     scene, e = (type(p)(*(v.to(dtype) for v in p)) for p in (scene, e))
     expected = bundling.fit_of(scene, e, e.weight.sign(), e.scale, 5)
     there = (type(p)(*(v.to(kernel_device) for v in p)) for p in (scene, e))
+    more = (v.to(kernel_device) for v in (e.weight.sign(), e.scale))
     with poisoned_memory():
-        found = adjust_fit.fit(
-            *there, *(v.to(kernel_device) for v in (e.weight.sign(), e.scale)), 5, bundling.NOISE
-        )
+        found = adjust_fit.fit(*there, *more, 5, bundling.NOISE, bundling.DEPTH)
     rtol = 1e-9 if dtype is torch.float64 else 1e-4
     for name, value, exact in zip(expected._fields, found, expected, strict=True):
         # Of an angle by the square of its cosine, half of the digits are left.

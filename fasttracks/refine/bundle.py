@@ -227,7 +227,7 @@ class Fit(NamedTuple):
 
     scale: Tensor  # (B, N) most likely scale of a track's Cauchy distribution, at least NOISE
     misfit: Tensor  # (B, N) minus the log likelihood of a track at that scale
-    farther: Tensor  # (B, N) mean of the log depth over what is expected
+    firmness: Tensor  # (B, N) trust in a track's expected depth, less if it is farther: 0 to 1
     spread: Tensor  # (B, N) degrees that the rays to a point are spread over
     square: Tensor  # (B, T, N) squared offsets
     change: Tensor  # (B,) mean square by which camera turns differ from what is expected
@@ -332,8 +332,7 @@ class _Problem(NamedTuple):
         """
         e = self.evidence
         trust = (1 + fit.change[:, None]).reciprocal()
-        firmness = (1 + (fit.farther.clamp(min=0) / DEPTH).square()).square().reciprocal()
-        focal_weight = e.focal_weight
+        firmness, focal_weight = fit.firmness, e.focal_weight
         if hold is not None:
             firmness = torch.where(hold[:, None], (DEPTH / HELD_DEPTH) ** 2, firmness)
             focal_weight = torch.where(hold, HELD_FOCAL**-2, focal_weight)
@@ -468,7 +467,7 @@ def fit_of(
     if has_kernels(scale.device):
         from fasttracks.kernels import adjust_fit as kernel
 
-        return Fit(*kernel.fit(scene, e, visibility, scale, iterations, NOISE))
+        return Fit(*kernel.fit(scene, e, visibility, scale, iterations, NOISE, DEPTH))
     camera = to_camera(scene.points[:, None], scene.rotation, scene.position)
     focal = scene.log_focal.exp()[:, None].expand(camera.shape[:2])
     square = (project(camera, focal) - e.positions).square().sum(-1)
@@ -481,7 +480,7 @@ def fit_of(
     return Fit(
         scale,
         (e.weight * terms).sum(1),
-        farther,
+        (1 + (farther.clamp(min=0) / DEPTH).square()).square().reciprocal(),
         ray_spread(scene.points, scene.position, visibility).rad2deg(),
         square,
         change / max(turn.shape[1], 1),
