@@ -80,13 +80,16 @@ def forward() -> str:
 def calls() -> str:
     """`reconstruct` end to end: p50 and p99 in ms, by what goes in and comes out."""
     lines: dict[str, dict[str, str]] = {}
-    rows = [row for row in read(SHOWN).get("call", []) if "p50 ms" in row]
+    record = read(SHOWN)
+    rows = [row for row in record.get("call", []) if "p50 ms" in row]
     if not rows:
         return "Not measured yet; `python benchmarks/call.py -o FOLDER` writes the figures."
     for row in rows:
         line = lines.setdefault(row["column"], {"p50 (p99), ms": row["column"]})
         line["{tracks} × {frames}".format_map(row)] = "{p50 ms:.3g} ({p99 ms:.3g})".format_map(row)
-    return _table(list(lines.values()))
+    many = record.get("clips a second")
+    batch = many and "\n\nOf 256 × 50, {clips} in a call: {clips a second} clips a second."
+    return _table(list(lines.values())) + (batch.format_map(many) if batch else "")
 
 
 def latency() -> str:

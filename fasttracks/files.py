@@ -116,7 +116,9 @@ def filling(folder: str | os.PathLike[str], own: str) -> Iterator[Path]:
 
     A folder that is new appears whole. In one that exists, the files are replaced one by one when
     all are written; of the others beside them, those are removed whose path from `folder` matches
-    the regular expression `own`, as they are of an earlier export.
+    the regular expression `own`, as they are of an earlier export. A process that is killed among
+    these steps leaves old and new files, each whole: a folder that was swapped for another would
+    lose what else is in it, and whoever works in it.
     """
     target = output_target(folder)
     if target.exists() and not target.is_dir():

@@ -102,6 +102,7 @@ class Recorder:
         self.cubins: dict[str, bytes] = {}  # by the hash in the kernel's metadata
         self.utils = SimpleNamespace(
             load_binary=self._load,
+            unload_module=lambda _: None,
             get_device_properties=lambda _: properties,
         )
         self.get_current_stream = lambda _: 0

@@ -12,7 +12,6 @@ import argparse
 import hashlib
 import json
 import os
-import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -23,52 +22,19 @@ os.environ["TRITON_DISABLE_LINE_INFO"] = "1"  # no paths of this machine in what
 import torch
 import triton
 from fake_gpu import DEVICE, Recorder, fake, network_of, pretend
+from kernel_sources import LAUNCHES, ROOT, digests
 from triton.backends.nvidia.driver import TMA_DTYPE_DEVICE_TO_HOST
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fasttracks.config import Config
 from fasttracks.kernels import attention, attention_triton, common, embed, heads, launches, mlp
 
-ROOT = Path(__file__).resolve().parents[1]
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
-# Kernels by module and name, and what their launch is called in launches.json.
-LAUNCHES = {
-    "embed._embed": "embed",
-    "attention_triton._norm_project": "norm_project",
-    "attention_hopper._norm_project": "hopper_norm_project",
-    "attention_triton._attend": "attend",
-    "attention_hopper._attend": "hopper_attend",
-    "attention_triton._attend_project": "attend_project",
-    "attention_triton._project": "project",
-    "mlp._mlp": "mlp",
-    "mlp_hopper._mlp": "hopper_mlp",
-    "mlp._finish": "mlp_finish",
-    "heads._sum": "heads_sum",
-    "heads._points": "heads_points",
-    "heads._taps": "heads_taps",
-    "heads._cameras": "heads_cameras",
-    "compose_project._compose_project": "compose_project",
-}
 # B, T, N: short and long sequences, few and many tokens, split hidden units and whole ones.
 SHAPES = ((1, 20, 100), (1, 100, 20), (1, 100, 1000), (1, 1000, 50))
 # Of a matrix that is passed without a tensor map: fill with NaN, and, in newer Triton, round.
 FLAGS = 1 + ("round_f32_to_tf32" in TensorDescriptor.__dataclass_fields__)
 LETTERS = {"i32": "i", "i64": "l", "fp32": "f"}
-
-
-def sources() -> dict[str, str]:
-    """SHA-256 of the files that decide over launches and kernels."""
-    names = sorted(
-        [*ROOT.glob("kernels/*.py"), ROOT / "kernels/launches.json", ROOT / "fasttracks/network.py"]
-    )
-    used = {name.split(".")[0] for name in LAUNCHES} | {
-        *("attention", "camera_math", "common", "device", "gluon_names", "launches", "network")
-    }
-    return {
-        path.relative_to(ROOT).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in names
-        if path.stem in used
-    }
 
 
 def compile_for(architecture: int, out: Path) -> dict[str, Any]:
@@ -227,10 +193,10 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "constants.h").write_text(constants())
     with ProcessPoolExecutor(2) as pool:
-        parts = list(pool.map(_compile, options.architectures, [options.output] * 99))
+        parts = list(pool.map(compile_for, options.architectures, [options.output] * 99))
     manifest = {
         "triton": triton.__version__,
-        "sources": sources(),
+        "sources": digests(),
         "kernels": {f"sm_{n}": part for n, part in zip(options.architectures, parts, strict=True)},
     }
     names = [f"ft_sm_{n}_all" for n in options.architectures]
@@ -250,12 +216,6 @@ def main() -> None:
     (options.output / "manifest.json").write_text(text)
     if options.manifest:
         (ROOT / "native" / "manifest.json").write_text(text)
-
-
-def _compile(architecture: int, out: Path) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as cache:
-        triton.knobs.cache.dir = cache
-        return compile_for(architecture, out)
 
 
 if __name__ == "__main__":

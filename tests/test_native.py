@@ -1,6 +1,5 @@
 """`native/`: the C library against the engine's own launches, on a mock of the CUDA driver."""
 
-import hashlib
 import json
 import operator
 import os
@@ -9,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,15 @@ ROOT = Path(__file__).parents[1]
 NATIVE = ROOT / "native"
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
 
-pytestmark = pytest.mark.skipif(
-    not (shutil.which("cmake") and shutil.which("g++")), reason="needs CMake and a C++ compiler"
-)
+
+def tools() -> None:
+    """Skip where the library can't be built."""
+    pytest.importorskip("triton", reason="the library's kernels need Triton")
+    if not GLUON:
+        pytest.skip("the library is built with Triton 3.6 or newer")
+    maker = shutil.which("ninja") or shutil.which("make")
+    if not (maker and shutil.which("cmake") and shutil.which("g++")):
+        pytest.skip("the library is built with CMake, Ninja or Make, and g++")
 
 
 def run(*command: Any, environment: dict[str, str] | None = None, **keywords: Any) -> str:
@@ -46,31 +52,39 @@ def run(*command: Any, environment: dict[str, str] | None = None, **keywords: An
     return done.stdout
 
 
-@pytest.fixture(scope="session")
-def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the library for compute capability 8.0 and 9.0, and the mock."""
-    triton = pytest.importorskip("triton")
-    if not GLUON:
-        pytest.skip("the library is built with Triton 3.6 or newer")
-    if os.environ.get("FASTTRACKS_NATIVE_BUILD"):  # to try something without building again
-        return Path(os.environ["FASTTRACKS_NATIVE_BUILD"])
-    folder = tmp_path_factory.mktemp("native")
+def make(folder: Path, architecture: int) -> Path:
+    """Build the library for one compute capability, and the mock, unoptimised."""
+    tools()
+    import triton
+
     kernels = folder / "kernels"
-    architectures = ("80", "90")
-    run(sys.executable, NATIVE / "generate.py", "-o", kernels, "--architectures", *architectures)
+    run(sys.executable, NATIVE / "generate.py", "-o", kernels, "--architectures", architecture)
+    generator = ("-G", "Ninja") if shutil.which("ninja") else ()
     run(
-        *("cmake", "-S", NATIVE, "-B", folder, f"-DFASTTRACKS_KERNELS={kernels}"),
-        f"-DFASTTRACKS_ARCHITECTURES={';'.join(architectures)}",
+        *("cmake", "-S", NATIVE, "-B", folder, *generator, f"-DFASTTRACKS_KERNELS={kernels}"),
+        *(f"-DFASTTRACKS_ARCHITECTURES={architecture}", "-DCMAKE_BUILD_TYPE=Debug"),
     )
     run("cmake", "--build", folder)
     (folder / "mock").mkdir()
     headers = Path(triton.__file__).parent / "backends/nvidia/include"
     run(
-        *("g++", "-std=c++17", "-O1", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1"),
-        *(f"-I{headers}", NATIVE / "tests/mock_cuda.cpp", "-o", folder / "mock/libcuda.so.1"),
+        *("g++", "-std=c++17", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", f"-I{headers}"),
+        *(NATIVE / "tests/mock_cuda.cpp", "-o", folder / "mock/libcuda.so.1"),
     )
     (folder / "mock/libcuda.so").symlink_to("libcuda.so.1")
     return folder
+
+
+@pytest.fixture(scope="session")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the library for compute capability 9.0, the C++ example and the mock."""
+    return make(tmp_path_factory.mktemp("native"), 90)
+
+
+@pytest.fixture(scope="session")
+def build_80(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same for 8.0."""
+    return make(tmp_path_factory.mktemp("native_80"), 80)
 
 
 def shapes(count: int) -> list[tuple[int, int, int]]:
@@ -166,11 +180,25 @@ def library(build: Path) -> Path:
     return build / "libfasttracks.so"
 
 
-@pytest.mark.parametrize(("capability", "processors"), [(90, 132), (90, 114), (80, 108)])
-def test_launches_are_those_of_the_engine(
-    build: Path, library: Path, tmp_path: Path, capability: int, processors: int
+def test_launches_are_those_of_the_engine(build: Path, tmp_path: Path) -> None:
+    compare_launches(build, tmp_path, 90, 132, shapes(36))
+
+
+@pytest.mark.slow
+def test_launches_on_fewer_processors(build: Path, tmp_path: Path) -> None:
+    compare_launches(build, tmp_path, 90, 114, shapes(100))
+
+
+@pytest.mark.slow
+def test_launches_on_older_gpus(build_80: Path, tmp_path: Path) -> None:
+    compare_launches(build_80, tmp_path, 80, 108, shapes(60))
+
+
+def compare_launches(
+    build: Path, folder: Path, capability: int, processors: int, chosen: list[tuple[int, int, int]]
 ) -> None:
-    chosen = shapes(80 if processors == 132 else 40)
+    """Triton's own launcher beside the library, shape by shape, on a GPU of such a kind."""
+    library = build / "libfasttracks.so"
     environment = {
         "MOCK_CUDA_CAPABILITY": str(capability),
         "MOCK_CUDA_PROCESSORS": str(processors),
@@ -182,7 +210,7 @@ def test_launches_are_those_of_the_engine(
             input=json.dumps([(*shape, focal) for shape in chosen]),
         )
     )
-    dump = tmp_path / "weights"
+    dump = folder / "weights"
     called = json.loads(
         run(
             *(sys.executable, NATIVE / "tests/calls.py", mock, library, find("base"), dump),
@@ -193,6 +221,10 @@ def test_launches_are_those_of_the_engine(
     assert called["live"] == 0
     state = fasttracks.load("base", device="cpu", precision="fp16", backend="torch").state_dict()
     state["rates"] = embed._rates(256, torch.device("cpu"))
+    values = {
+        name: value.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        for name, value in state.items()
+    }
     packed = dump.read_bytes()
     for shape, theirs, mine in zip(chosen, recorded, called["calls"], strict=True):
         matching = Matching()
@@ -201,8 +233,7 @@ def test_launches_are_those_of_the_engine(
         assert mine["again"] == [{"graph": True}], shape
         for name, address in theirs["weights"].items():
             at = matching.ours[(address - (1 << 44)) // (1 << 37)] - called["weights"]
-            value = state[name].contiguous().flatten().view(torch.uint8).numpy().tobytes()
-            assert packed[at : at + len(value)] == value, name
+            assert packed[at : at + len(values[name])] == values[name], name
 
 
 def first_input(call: dict) -> int:
@@ -232,7 +263,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> dict[torch.dtype, Path]:
 def fuzzer(build: Path) -> Path:
     """`fuzz_weights`, with AddressSanitizer."""
     run(
-        *("g++", "-std=c++17", "-O1", "-g", "-fsanitize=address,undefined"),
+        *("g++", "-std=c++17", "-fsanitize=address,undefined"),
         *("-fno-sanitize-recover=all", f"-I{NATIVE / 'src'}", f"-I{NATIVE / 'include'}"),
         *(f"-I{build / 'kernels'}", NATIVE / "tests/fuzz_weights.cpp", NATIVE / "src/weights.cpp"),
         *(NATIVE / "src/json.cpp", "-o", build / "fuzz_weights"),
@@ -240,7 +271,13 @@ def fuzzer(build: Path) -> Path:
     return build / "fuzz_weights"
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        *(torch.float16, torch.bfloat16, torch.float32),
+        pytest.param(torch.float64, marks=pytest.mark.slow),
+    ],
+)
 def test_weights_are_rounded_as_the_engine_rounds_them(
     fuzzer: Path, small: dict[torch.dtype, Path], dtype: torch.dtype
 ) -> None:
@@ -268,10 +305,13 @@ def in_order(model: TracksTo4D) -> list[torch.Tensor]:
     return [state[name] for name in (*embedding, *blocks, *heads)]
 
 
-def test_damaged_weights_are_refused(fuzzer: Path, small: dict[torch.dtype, Path]) -> None:
-    read, refused = map(int, run(fuzzer, small[torch.float16], 10_000).split())
-    assert read > 500
-    assert refused > 5000
+@pytest.mark.parametrize("files", [300, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_damaged_weights_are_refused(
+    fuzzer: Path, small: dict[torch.dtype, Path], files: int
+) -> None:
+    read, refused = map(int, run(fuzzer, small[torch.float16], files).split())
+    assert read > files / 20
+    assert refused > files / 2
 
 
 def test_a_driver_call_that_fails_is_said_and_leaves_nothing(
@@ -293,7 +333,7 @@ def test_a_driver_call_that_fails_is_said_and_leaves_nothing(
             assert message.endswith(name[fault["result"]])
         if fault["after"] == 0:
             assert wrong, fault
-    assert hit > 60
+    assert hit > 40
 
 
 def statuses(library: Path, *mock: Path, capability: int = 90) -> dict[str, Any]:
@@ -333,10 +373,17 @@ def test_a_gpu_without_kernels_is_named(build: Path, library: Path) -> None:
     mock = build / "mock/libcuda.so.1"
     assert statuses(library, mock, capability=75)["create"] == [
         4,
-        "device: Mock GPU has compute capability 7.5, and this library has kernels for 8.0, 9.0",
+        "device: Mock GPU has compute capability 7.5, and this library has kernels for 9.0",
     ]
     assert statuses(library, mock, capability=103)["create"][0] == 4
-    assert statuses(library, mock, capability=89)["create"][0] == 0  # 8.0's run on 8.9
+    assert statuses(library, mock, capability=89)["create"][0] == 4
+
+
+@pytest.mark.slow
+def test_kernels_of_8_0_run_on_8_9(build_80: Path) -> None:
+    library, mock = build_80 / "libfasttracks.so", build_80 / "mock/libcuda.so.1"
+    assert statuses(library, mock, capability=89)["create"][0] == 0
+    assert statuses(library, mock, capability=90)["create"][0] == 4
 
 
 @pytest.mark.parametrize("per_frame", [False, True])
@@ -396,13 +443,11 @@ def test_wrong_pixels_are_refused(
     assert text.startswith(message)
 
 
-def test_the_manifest_is_fresh() -> None:
+def test_the_manifest_is_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(NATIVE)
+    digests = import_module("kernel_sources").digests()
     manifest = json.loads((NATIVE / "manifest.json").read_text())
-    digests = {
-        name: hashlib.sha256((ROOT / name).read_bytes()).hexdigest() for name in manifest["sources"]
-    }
     assert digests == manifest["sources"], "run: python native/generate.py --manifest -o DIR"
-    assert {"kernels/attention.py", "kernels/mlp_hopper.py"} <= digests.keys()
 
 
 def test_the_driver_is_declared_as_in_its_header(build: Path) -> None:
@@ -439,23 +484,35 @@ def test_an_installed_library_is_found(build: Path, tmp_path: Path) -> None:
     run("cmake", "-S", project, "-B", project / "build", f"-DCMAKE_PREFIX_PATH={prefix}")
     run("cmake", "--build", project / "build")
     run(project / "build/user")
-    package = next(prefix.rglob("fasttracks.pc")).read_text()
-    assert f"prefix={prefix}" in package or "-lfasttracks" in package
+    if not shutil.which("pkg-config"):
+        pytest.skip("pkg-config is not installed: its file was not tried")
+    folder = next(prefix.rglob("fasttracks.pc")).parent
+    found = run(
+        *("pkg-config", "--cflags", "--libs", "fasttracks"),
+        environment={"PKG_CONFIG_PATH": str(folder)},
+    )
+    run("gcc", project / "main.c", *found.split(), "-o", project / "user")
+    run(project / "user", environment={"LD_LIBRARY_PATH": str(folder.parent)})
 
 
-def test_examples_are_short_and_build(build: Path, library: Path, tmp_path: Path) -> None:
+def test_examples_are_short() -> None:
     for path in (NATIVE / "examples").iterdir():
         if path.is_file():
             assert len(path.read_text().splitlines()) < 60, path
+
+
+@pytest.mark.parametrize("language", ["C++", "Rust"])
+def test_examples_run(build: Path, tmp_path: Path, language: str) -> None:
     tracks = np.zeros((5, 7, 3), np.float32) + np.float32([10, 20, 1])
     np.save(tmp_path / "tracks.npy", tracks)
     folders = f"{build / 'mock'}:{build}"
     arguments = (find("base"), tmp_path / "tracks.npy", 600, 640, 480)
-    programs = [build / "poses"]
-    if shutil.which("rustc"):
-        source, program = NATIVE / "examples/poses.rs", tmp_path / "poses-rust"
-        run("rustc", "--edition=2021", "-O", source, "-L", build, "-o", program)
-        programs.append(program)
-    for program in programs:
-        output = run(program, *arguments, environment={"LD_LIBRARY_PATH": folders})
-        assert [line.split()[0] for line in output.splitlines()] == ["0", "1", "2", "3", "4"]
+    program = build / "poses"
+    if language == "Rust":
+        if not shutil.which("rustc"):
+            pytest.skip("the Rust example is built with rustc")
+        program = tmp_path / "poses"
+        source = NATIVE / "examples/poses.rs"
+        run("rustc", "--edition=2021", source, "-L", build, "-o", program)
+    output = run(program, *arguments, environment={"LD_LIBRARY_PATH": folders})
+    assert [line.split()[0] for line in output.splitlines()] == ["0", "1", "2", "3", "4"]

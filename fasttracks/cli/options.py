@@ -63,27 +63,7 @@ def parser() -> argparse.ArgumentParser:
     for add in (_add_batch, _add_live, _add_viewing):
         add(command)
 
-    sub = command(
-        "convert", "turn a released checkpoint of TracksTo4D or TAPNext into a weights file"
-    )
-    sub.add_argument("input", metavar="CHECKPOINT")
-    _output_options(sub, "CHECKPOINT.safetensors")
-    sub.add_argument(
-        "--precision",
-        choices=("fp32", "fp16", "bf16"),
-        help="of the weights, else fp32, and fp16 for TAPNext",
-    )
-    sub.add_argument(
-        "--predicts-focal",
-        action="store_true",
-        help="the checkpoint was trained to correct the focal length",
-    )
-
-    sub = command("export-program", "write the network for other runtimes: ONNX, or CPUs in C++")
-    sub.add_argument("output", metavar="OUT", help="OUT.onnx, or OUT.pt2 of torch's AOTInductor")
-    sub.add_argument("--model", default="base", help="base, or a .safetensors file")
-    sub.add_argument("--force", action="store_true", help="replace OUT if it exists")
-
+    _add_conversion(command)
     _add_training(command)
 
     sub = command("info", "say what a track file, reconstruction, weights file or video holds")
@@ -217,6 +197,29 @@ def _add_viewing(command: _Command) -> None:
     sub.add_argument("format", metavar="FORMAT", help=formats)
     sub.add_argument("--video", metavar="VIDEO", help="that it was made from, for its frames")
     _output_options(sub, "named like RECONSTRUCTION")
+
+
+def _add_conversion(command: _Command) -> None:
+    sub = command(
+        "convert", "turn a released checkpoint of TracksTo4D or TAPNext into a weights file"
+    )
+    sub.add_argument("input", metavar="CHECKPOINT")
+    _output_options(sub, "CHECKPOINT.safetensors")
+    sub.add_argument(
+        "--precision",
+        choices=("fp32", "fp16", "bf16"),
+        help="of the weights, else fp32, and fp16 for TAPNext",
+    )
+    sub.add_argument(
+        "--predicts-focal",
+        action="store_true",
+        help="the checkpoint was trained to correct the focal length",
+    )
+
+    sub = command("export-program", "write the network for other runtimes: ONNX, or CPUs in C++")
+    sub.add_argument("output", metavar="OUT", help="OUT.onnx, or OUT.pt2 of torch's AOTInductor")
+    sub.add_argument("--model", default="base", help="base, or a .safetensors file")
+    sub.add_argument("--force", action="store_true", help="replace OUT if it exists")
 
 
 def _add_training(command: _Command) -> None:

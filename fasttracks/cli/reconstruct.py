@@ -25,6 +25,7 @@ from fasttracks.cli.console import (
 )
 from fasttracks.errors import InputError
 from fasttracks.files import replacing
+from fasttracks.long.assemble import TOGETHER
 from fasttracks.long.windows import LONGEST, shown
 from fasttracks.network import TracksTo4D
 from fasttracks.performance.sample import CLIP
@@ -36,7 +37,7 @@ from fasttracks.tracks import Tracks
 from fasttracks.video import Video, probe, read_video
 
 # Options of a video, as they are where they aren't given.
-VIDEO = {"tracker": "klt", "checkpoint": None, "start": 0.0, "frames": 50, "every": 1,
+VIDEO = {"tracker": "klt", "checkpoint": None, "start": 0.0, "frames": TOGETHER, "every": 1,
          "max_size": 1024, "grid": None, "mask": None}  # fmt: skip
 
 
@@ -145,11 +146,10 @@ def _reconstruct(
 ) -> "Reconstruction[np.ndarray]":
     intrinsics = _intrinsics(tracks, options.focal)
     frames, count = tracks.tracks.shape[:2]
+    long = frames > LONGEST
+    tokens = shown(torch.from_numpy(tracks.visibility)) if long else frames * count
     if intrinsics is None and tracks.intrinsics is None and model.config.predicts_focal:
-        count += min(count, 128)  # tracks that tell the focal length first
-    tokens = frames * count
-    if frames > LONGEST:
-        tokens = shown(torch.from_numpy(tracks.visibility))
+        tokens += min(frames, 400) * min(count, 128)  # that tell the focal length first
     if options.refine == "finetune":
         tokens = 0  # it shows its own progress
     with stage("reconstruct"), progress(model, tokens):

@@ -20,7 +20,7 @@ def track(
     tracker: str = "klt",
     *,
     start: float = 0.0,
-    frames: int | None = 50,
+    frames: int | None = None,
     every: int = 1,
     max_size: int | None = 1024,
     progress: bool = False,
@@ -49,7 +49,7 @@ def track(
 
 
 def read_whole(
-    video: str | os.PathLike[str], *, frames: int | None = 50, every: int = 1, **options: Any
+    video: str | os.PathLike[str], *, frames: int | None = None, every: int = 1, **options: Any
 ) -> Video:
     """What `read_video` keeps, and all frames between, for a tracker to go through."""
     for name, value in (("frames", frames), ("every", every)):

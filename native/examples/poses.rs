@@ -1,7 +1,7 @@
 // Tracks in, camera poses out: poses WEIGHTS TRACKS.npy FOCAL WIDTH HEIGHT
 // TRACKS.npy: float32 (T, N, 3): x, y in pixels, and 1 where the point is seen, else 0.
-use std::ffi::{c_char, c_int, c_void, CStr, CString};
-use std::{env, fs, ptr};
+use std::os::raw::{c_char, c_int, c_void};
+use std::{env, ffi::{CStr, CString}, fs, ptr};
 
 #[repr(C)]
 struct Outputs {

@@ -10,6 +10,7 @@ import sys
 from calls import FIELDS, Outputs
 
 OUT_OF_MEMORY, ILLEGAL_ADDRESS = 2, 700
+FAULTS = ((0, OUT_OF_MEMORY), (1, ILLEGAL_ADDRESS), (5, OUT_OF_MEMORY), (20, ILLEGAL_ADDRESS))
 CALLS = (
     "cuDeviceGetCount", "cuDeviceGet", "cuDeviceGetAttribute", "cuDevicePrimaryCtxRetain",
     "cuCtxPushCurrent_v2", "cuModuleLoadData", "cuModuleGetFunction", "cuFuncGetAttribute",
@@ -53,16 +54,15 @@ def main() -> None:
 
     found = []
     for name in CALLS:
-        for after in (0, 1, 5, 20):
-            for result in (OUT_OF_MEMORY, ILLEGAL_ADDRESS):
-                mock.mock_fail(name.encode(), result, after)
-                statuses = calls()
-                mock.mock_fail(name.encode(), 0, 0)
-                calls()  # takes the fault, if it was not reached, as success
-                found.append(
-                    {"call": name, "after": after, "result": result, "statuses": statuses,
-                     "live": mock.mock_live(), "again": [status for status, _ in calls()]}
-                )  # fmt: skip
+        for after, result in FAULTS:
+            mock.mock_fail(name.encode(), result, after)
+            statuses = calls()
+            mock.mock_fail(name.encode(), 0, 0)
+            calls()  # takes the fault, if it was not reached, as success
+            found.append(
+                {"call": name, "after": after, "result": result, "statuses": statuses,
+                 "live": mock.mock_live(), "again": [status for status, _ in calls()]}
+            )  # fmt: skip
     json.dump({"fields": len(FIELDS), "faults": found}, sys.stdout)
 
 
