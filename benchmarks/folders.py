@@ -58,6 +58,8 @@ def main() -> None:
     torch.set_num_threads(1)
     # A shell that runs this in the background ignores Ctrl-C, as all that it starts would.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if options.folder:
+        Path(options.folder).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         part: Callable[[Path, argparse.Namespace], dict[str, Any]] = globals()[options.part]
         found = part(Path(folder), options)

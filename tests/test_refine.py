@@ -27,7 +27,7 @@ from seen_points import (
 import fasttracks
 from fasttracks.evaluation.metrics import Estimate, metrics
 from fasttracks.geometry import Prediction, exponential, logarithm
-from fasttracks.refine.bundle import _outcome, bundle, likelihood
+from fasttracks.refine.bundle import bundle, likelihood, outcome
 from fasttracks.refine.cameras import Scene, adjust, cost, dense, moved, normal_equations, solve
 from fasttracks.refine.finetune import finetune
 from fasttracks.refine.positive_definite import solve_chain
@@ -533,9 +533,9 @@ def test_reconstruct_refines_batches(refine, monkeypatch):
 
 
 def test_an_adjustment_that_still_gained_is_no_failure():
-    known = {"kept": False, "doubtful": False, "flat": False, "static": 1.0, "thin": 0.0}
-    outcomes = [_outcome(**known, gain=gain, apart=False) for gain in (1e-4, 0.1)]
-    assert outcomes == ["converged", "not fully converged"]
+    kept, doubtful, flat, static, thin, apart = 0, 0, 0, 1, 0, 0
+    rows = [(kept, doubtful, gain, flat, static, thin, apart) for gain in (1e-4, 0.1)]
+    assert [outcome(row) for row in rows] == ["converged", "not fully converged"]
 
 
 def test_how_refinement_went_is_saved(tmp_path):
