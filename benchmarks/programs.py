@@ -8,6 +8,7 @@ program that errs more than twice as much as the engine has no time.
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -46,6 +47,7 @@ def runner(kind: str, path: Path) -> Run:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
+        options.enable_cpu_mem_arena = False  # twice the memory, else
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         return lambda tracks: [
             torch.from_numpy(field) for field in session.run(None, {"tracks": tracks.numpy()})
@@ -57,15 +59,16 @@ def runner(kind: str, path: Path) -> Run:
     return Engine(network(), max_tracks=tracks, max_frames=frames)
 
 
-def peak() -> float:
-    """The most memory that this process had."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    kilobytes = next(line.split()[1] for line in lines if line.startswith("VmHWM"))
-    return round(int(kilobytes) * 1024 / 1e9, 2)
+def proc(file: str, name: str) -> int:
+    """Bytes that Linux tells under a name."""
+    lines = Path("/proc", file).read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
 def measure(kind: str, folder: Path) -> dict[str, Any]:
     """Per size the largest differences from the reference, relative to a field's largest value."""
+    available = proc("meminfo", "MemAvailable")
+    resource.setrlimit(resource.RLIMIT_AS, (available, available))  # fail before the machine does
     run, found = runner(kind, folder / f"program{KINDS[kind]}"), {}
     with torch.no_grad():
         for tracks, frames in SIZES:
@@ -87,7 +90,7 @@ def measure(kind: str, folder: Path) -> dict[str, Any]:
                 "CPU s": float(f"{median(busy):.3g}"),  # of all threads; other programs add none
                 "calls": len(seconds),
                 "largest difference": {name: float(f"{e:.2g}") for name, e in errors.items()},
-                "peak memory GB": peak(),
+                "peak memory GB": round(proc("self/status", "VmHWM") / 1e9, 2),
             }
     return found
 
