@@ -187,9 +187,9 @@ def refinement_time() -> str:
     names = {"forward": "feed-forward", "finetune 100": "fine-tuned, 100 steps"}
     names["finetune 500"] = "fine-tuned, 500 steps"
     rows = []
-    for way, mean in record["error against seconds, on the same clips"].items():
+    for way, found in record["error against seconds, on the same clips"].items():
         first, _, second = way.partition(" + ")
-        rows.append(mean | {"way": names[first] + (", bundle-adjusted" if second else "")})
+        rows.append(found["mean"] | {"way": names[first] + (", bundle-adjusted" if second else "")})
     columns = {
         "": "{way}",
         "seconds": "{seconds:.3f}",
