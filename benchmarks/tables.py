@@ -88,8 +88,18 @@ def calls() -> str:
         line = lines.setdefault(row["column"], {"p50 (p99), ms": row["column"]})
         line["{tracks} × {frames}".format_map(row)] = "{p50 ms:.3g} ({p99 ms:.3g})".format_map(row)
     many = record.get("clips a second")
-    batch = many and "\n\nOf 256 × 50, {clips} in a call: {clips a second} clips a second."
-    return _table(list(lines.values())) + (batch.format_map(many) if batch else "")
+    text = _table(list(lines.values()))
+    if many:
+        text += "\n\nOf 256 × 50, {clips} in a call: {clips a second} clips a second."
+        text = text.format_map(many)
+    if first := record.get("first calls"):
+        of = {k: row["first s"] for k, row in first.items() if k.startswith(("empty", "filled"))}
+        text += (
+            f" A process's first call takes {of['empty']:.1f} s with empty caches, "
+            f"{of['empty, bundle']:.1f} with bundle adjustment; after `fasttracks compile` "
+            f"{of['filled, again']:.1f} and {of['filled, bundle, again']:.1f} s."
+        )
+    return text
 
 
 def latency() -> str:
@@ -363,6 +373,64 @@ def folders() -> str:
     )
 
 
+def long_clips() -> str:
+    """Each way through long clips, medians; and what a stream's push takes."""
+    record = read("long-h100")
+    ways = {
+        "whole": "`reconstruct`, bundle-adjusted",
+        "unrefined": '`reconstruct`, `refine="none"`',
+        "stream-bundle": "`Stream`, bundle-adjusted",
+        "stream": "`Stream`",
+        "one-pass": "one pass over all frames",
+        "stitched": "windows of 20, stitched plainly",
+    }
+    lines = []
+    for length in ("400 frames", "2000 frames"):
+        found = record[length]["medians"]
+        for way in ways.keys() & found.keys():
+            row = found[way]
+            lines.append(
+                {
+                    "clips": f"{row['clips']} of {length}",
+                    "way": ways[way],
+                    "ATE, % of the path": f"{row['ate']:.2f}",
+                    "RPE, °": f"{row['rpe_rotation']:.3f}",
+                    "scale drift, %": f"{row['scale_drift']:.1f}",
+                    "still points, px": _number(row.get("still_reprojection"), ""),
+                    "GPU memory, GB": f"{row['GB']:.1f}",
+                }
+            )
+    order = list(ways.values())
+    lines.sort(key=lambda line: (int(line["clips"].split()[2]), order.index(line["way"])))
+    ms, adjusted = (record[name]["ms"] for name in ("latency", "latency-bundle"))
+    return (
+        f"{_table(lines)}\n\nA push of 256 tracks, window 50, takes {ms['p50']:.1f} ms in the "
+        f"median (p99 {ms['p99']:.1f}), with bundle adjustment {adjusted['p50']:.1f} "
+        f"({adjusted['p99']:.1f}), over {record['latency']['pushes']:,} pushes in memory that "
+        "stays the same."
+    )
+
+
+def native() -> str:
+    """The C library beside `Engine`, by size."""
+    record = read("native-h100")
+    lines = []
+    for size, row in record["speed"].items():
+        if isinstance(row, dict):
+            p50, host = row["p50 ms"], row["host us"]
+            lines.append(
+                {
+                    "tracks × frames": size.replace(" x ", " × "),
+                    "`Engine`, p50": f"{p50['engine']:.3g} ms",
+                    "library, p50": f"**{p50['native']:.3g} ms**",
+                    "`Engine`, host": f"{host['engine, no copy']:.0f} µs",
+                    "library, host": f"**{host['native']:.0f} µs**",
+                    "bits": record["bits"][size]["bits"],
+                }
+            )
+    return _table(lines)
+
+
 _WAYS = {"parent": "kill -9 of the parent", "worker": "kill -9 of a worker", "ctrl-c": "Ctrl-C"}
 _WHEN = ("after a quarter", "at the end")  # of a run of `folders.py many`
 
@@ -382,6 +450,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "clip sizes": clip_sizes,
     "ablation": ablation,
     "folders": folders,
+    "long clips": long_clips,
+    "native": native,
 }
 
 
