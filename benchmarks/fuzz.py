@@ -56,10 +56,24 @@ class Outcome(NamedTuple):
 def cases(count: int, seed: int = 0) -> Iterator[Outcome]:
     """How so many cases go, of each kind in turn."""
     with tempfile.TemporaryDirectory() as folder:
-        seeds = Path(folder)
-        make_seeds(seeds)
+        seeds = _seeds(Path(folder))
         for i in range(count):
             yield run(seeds, i, seed)
+
+
+def _seeds(folder: Path) -> Path:
+    """What cases start from, made in another process: FFmpeg's threads don't survive forks."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            make_seeds(folder)
+            status = 0
+        finally:
+            os._exit(status)
+    if os.waitpid(child, 0)[1]:
+        raise RuntimeError("the seeds could not be made")
+    return folder
 
 
 def run(seeds: Path, number: int, seed: int) -> Outcome:
@@ -148,7 +162,7 @@ def _names(folder: Path) -> set[str]:
 def failures(count: int, seed: int = 0) -> Iterator[Outcome]:
     """How so many exports go."""
     with tempfile.TemporaryDirectory() as folder:
-        make_seeds(Path(folder))
+        _seeds(Path(folder))
         for i in range(count):
             with tempfile.TemporaryDirectory() as work:
                 yield fail(Path(folder), Path(work), random.Random(f"{seed} {i}"), i)
