@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 import fasttracks
-from fasttracks import batch, engine, pipeline
+from fasttracks import clips, engine, pipeline
 from fasttracks.geometry import Prediction
 from fasttracks.performance import accuracy
 from fasttracks.performance.sample import sample_clip
@@ -171,7 +171,7 @@ def same_as_before() -> dict[str, Any]:
     for tracks, frames in (*SIZES, (33, 150), (20, 200)):  # the last is seen in windows
         clip = sample_clip(tracks, frames)
         result = fasttracks.reconstruct(clip, model=network)
-        with replaced(batch, "_has_kernels", lambda network: False):
+        with replaced(clips, "_has_kernels", lambda network: False):
             plain = fasttracks.reconstruct(clip, model=network)
         found[f"{tracks} × {frames}"] = {
             name: float(f"{_relative(getattr(result, name), value):.2g}")
@@ -390,9 +390,9 @@ def _stages(call: Callable[[], Any], repeats: int) -> dict[str, Any]:
 
     places = [
         (pipeline, "_clips"), (pipeline, "_load_once"), (pipeline, "start"), (pipeline, "finish"),
-        (batch, "_on_device"), (batch, "do"), (engine._Kept, "fits"), (engine._Replays, "replay"),
-        (batch, "_sent_back"), (torch.cuda.Event, "synchronize"), (batch, "_unpacked"),
-        (batch, "_judge"), (batch, "_result"),
+        (clips, "_on_device"), (clips, "do"), (engine._Kept, "fits"), (engine._Replays, "replay"),
+        (clips, "_sent_back"), (torch.cuda.Event, "synchronize"), (clips, "_unpacked"),
+        (clips, "_judge"), (clips, "_result"),
     ]  # fmt: skip
     whole = 0.0
     with contextlib.ExitStack() as stack:

@@ -155,7 +155,7 @@ def failures(count: int, seed: int = 0) -> Iterator[Outcome]:
 
 
 def fail(seeds: Path, work: Path, rng: random.Random, number: int) -> Outcome:
-    """One export that doesn't come to its end: a file may not grow, or its process is killed."""
+    """Exports that don't come to their end: a file may not grow, or their process is killed."""
     form = (*FORMATS, "npz", "page")[number % 9]
     full = number % 2 == 0
     there = rng.random() < 0.5
@@ -165,20 +165,21 @@ def fail(seeds: Path, work: Path, rng: random.Random, number: int) -> Outcome:
     if there:
         export(result, form, target)
     before = _contents(work)
-    whole = _whole(larger, form)
+    whole, other = _whole(larger, form), _whole(result, form)
     child = os.fork()
     if child == 0:
         if full:  # writing beyond fails, as if the disk were full
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             most = rng.randrange(max(map(len, whole.values())))
             resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
-        with contextlib.suppress(OSError):
-            for _ in range(1 if full else 1000):
+            with contextlib.suppress(OSError):
                 export(larger, form, target)
-        os._exit(0)
-    if not full:
-        time.sleep(rng.uniform(0, 0.05))
-        os.kill(child, rng.choice((signal.SIGKILL, signal.SIGTERM)))
+            os._exit(0)
+        # It ends the process after so much computing, wherever that is then.
+        signal.setitimer(signal.ITIMER_PROF, rng.uniform(0.005, 0.1))
+        while True:
+            export(larger, form, target)
+            export(result, form, target)
     os.waitpid(child, 0)
     found = _contents(work)
     left = {name for name in found if ".fasttracks-" in name}
@@ -186,11 +187,11 @@ def fail(seeds: Path, work: Path, rng: random.Random, number: int) -> Outcome:
     name = f"{number}: {form}, {'full' if full else 'killed'}, {'there' if there else 'new'}"
     if full and left:
         return Outcome("failures", name, f"left {sorted(left)}", 0, 0)
-    said = "whole" if now == whole else "as before"
-    if now not in (before, whole):
+    said = "as before" if now == before else "whole"
+    if now not in (before, whole, other):
         said = f"half an export: {sorted(now)}"
         # Files of a folder that was there are replaced one by one, each of them whole.
-        if there and not full and all(now[n] in (before.get(n), whole.get(n)) for n in now):
+        if not full and set(now) == set(whole) and all(now[n] in (whole[n], other[n]) for n in now):
             said = "between"
     if said in GOOD:
         export(larger, form, target)

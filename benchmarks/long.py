@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 import fasttracks
-from fasttracks import pipeline
+from fasttracks import clips
 from fasttracks.cli.generate import in_pixels
 from fasttracks.evaluation.metrics import Estimate, Truth, align, metrics
 from fasttracks.geometry import Prediction
@@ -221,7 +221,7 @@ class _Benchmark:
         final += stream.finish()
         # After a reset nothing tells how the segments lie: the longest one is judged.
         segment = np.concatenate([np.full(len(f.frames), f.segment) for f in final])
-        longest = segment == np.bincount(segment).argmax()
+        longest = segment == np.argmax(np.bincount(segment))
         frames = np.concatenate([f.frames for f in final])[longest]
         poses = np.concatenate([f.camera_to_world for f in final])[longest]
         poses_found = torch.from_numpy(poses)[None].double()
@@ -256,7 +256,7 @@ class _Benchmark:
         return _path(rotation[None], position[None], truth)
 
     def _one_pass(self, tracks: Tracks, truth: Truth, camera: np.ndarray) -> dict[str, float]:
-        with patch.object(pipeline, "LONGEST", len(tracks.tracks)):
+        with patch.object(clips, "LONGEST", len(tracks.tracks)):
             return self._whole(tracks, truth, camera, refine="none")
 
     def _look(self, window: Tensor) -> Prediction:

@@ -98,8 +98,8 @@ def score(found: np.ndarray, moving: np.ndarray, still: np.ndarray) -> dict[str,
     hits, alarms = int((found & moving).sum()), int((found & still).sum())
     parts = {
         "precision": (hits, hits + alarms),
-        "recall": (hits, moving.sum()),
-        "alarms": (alarms, still.sum()),
+        "recall": (hits, int(moving.sum())),
+        "alarms": (alarms, int(still.sum())),
     }
     return {name: 100 * a / b if b else float("nan") for name, (a, b) in parts.items()}
 
@@ -118,7 +118,7 @@ def scene(clip: Clips, model: Any) -> dict[str, dict[str, float]]:
 
 def animal(video: Path, model: Any) -> dict[str, dict[str, float]]:
     """Scores of a real clip by its outlines."""
-    tracks = fasttracks.track(video)
+    tracks = fasttracks.track(video, frames=50)
     seen = np.asarray(tracks.visibility)
     inside, beside = np.zeros((2, seen.shape[1]), bool)
     for frame, outlines in OUTLINES[video.stem].items():

@@ -80,13 +80,26 @@ def forward() -> str:
 def calls() -> str:
     """`reconstruct` end to end: p50 and p99 in ms, by what goes in and comes out."""
     lines: dict[str, dict[str, str]] = {}
-    rows = [row for row in read(SHOWN).get("call", []) if "p50 ms" in row]
+    record = read(SHOWN)
+    rows = [row for row in record.get("call", []) if "p50 ms" in row]
     if not rows:
         return "Not measured yet; `python benchmarks/call.py -o FOLDER` writes the figures."
     for row in rows:
         line = lines.setdefault(row["column"], {"p50 (p99), ms": row["column"]})
         line["{tracks} × {frames}".format_map(row)] = "{p50 ms:.3g} ({p99 ms:.3g})".format_map(row)
-    return _table(list(lines.values()))
+    many = record.get("clips a second")
+    text = _table(list(lines.values()))
+    if many:
+        text += "\n\nOf 256 × 50, {clips} in a call: {clips a second} clips a second."
+        text = text.format_map(many)
+    if first := record.get("first calls"):
+        of = {k: row["first s"] for k, row in first.items() if k.startswith(("empty", "filled"))}
+        text += (
+            f" A process's first call takes {of['empty']:.1f} s with empty caches, "
+            f"{of['empty, bundle']:.1f} with bundle adjustment; after `fasttracks compile` "
+            f"{of['filled, again']:.1f} and {of['filled, bundle, again']:.1f} s."
+        )
+    return text
 
 
 def latency() -> str:
@@ -184,9 +197,9 @@ def refinement_time() -> str:
     names = {"forward": "feed-forward", "finetune 100": "fine-tuned, 100 steps"}
     names["finetune 500"] = "fine-tuned, 500 steps"
     rows = []
-    for way, mean in record["error against seconds, on the same clips"].items():
+    for way, found in record["error against seconds, on the same clips"].items():
         first, _, second = way.partition(" + ")
-        rows.append(mean | {"way": names[first] + (", bundle-adjusted" if second else "")})
+        rows.append(found["mean"] | {"way": names[first] + (", bundle-adjusted" if second else "")})
     columns = {
         "": "{way}",
         "seconds": "{seconds:.3f}",
@@ -313,6 +326,114 @@ def ablation() -> str:
     )
 
 
+def folders() -> str:
+    """What `folders.py` found, a line for each part that has been measured."""
+    found = {}
+    for part in ("clips", "kills", "many", "gpus"):
+        path = RESULTS / f"folders-{part}.json"
+        found[part] = json.loads(path.read_text()) if path.is_file() else None
+    lines = []
+    if clips := found["clips"]:
+        lines.append(
+            f"- {clips['clips']} short clips, {len(clips['errors'])} of them bad in ten ways, on "
+            f"{clips['cores']} cores: {clips['wall / (seconds of stages / cores)']:.2f} × the "
+            "seconds that their stages took, divided by the cores. All processes together had at "
+            f"most {clips['peak memory of all processes, GB']:.2g} GB of memory. Of the good ones "
+            f"{len(clips['unlike reconstruct']) or 'none'} came out unlike `reconstruct`'s."
+        )
+    if kills := found["kills"]:
+        ways = sorted({_WAYS.get(moment["way"], moment["way"]) for moment in kills["moments"]})
+        lines.append(
+            f"- {len(kills['moments'])} times ended at a random moment ({', '.join(ways)}) and "
+            f"started again: {len(kills['wrong']) or 'none'} left a file half written, or a clip "
+            "without its row, with two, or with another result."
+        )
+    if many := found["many"]:
+        before, after = (many[f"parent's memory {when}, GB"] for when in _WHEN)
+        lines.append(
+            f"- {many['clips']:,} track files: the first is done after "
+            f"{many['seconds until the first row']:.0f} s, for which all processes had a core for "
+            f"{many['CPU seconds of all processes until then']:.0f} s; a run "
+            f"where all are done takes {many['seconds of a run where all are done']:.0f} s. The "
+            f"parent's memory was {before:.2f} GB after a quarter of {many['rows']:,} clips, "
+            f"{after:.2f} GB in the end."
+        )
+    if gpus := found["gpus"]:
+        rates = "; ".join(
+            f"on {name} {value['clips a second, from the first finished to the last']:.0f} a second"
+            for name, value in gpus.items()
+            if isinstance(value, dict)
+        )
+        lines.append(
+            f"- {gpus['clips']:,} track files of 256 × 50, {gpus['device']}, "
+            f"{gpus['cores']} cores: {rates}."
+        )
+    return (
+        "\n".join(lines) or "Not measured yet; `python benchmarks/folders.py` writes the figures."
+    )
+
+
+def long_clips() -> str:
+    """Each way through long clips, medians; and what a stream's push takes."""
+    record = read("long-h100")
+    ways = {
+        "whole": "`reconstruct`, bundle-adjusted",
+        "unrefined": '`reconstruct`, `refine="none"`',
+        "stream-bundle": "`Stream`, bundle-adjusted",
+        "stream": "`Stream`",
+        "one-pass": "one pass over all frames",
+        "stitched": "windows of 20, stitched plainly",
+    }
+    lines = []
+    for length in ("400 frames", "2000 frames"):
+        found = record[length]["medians"]
+        for way in ways.keys() & found.keys():
+            row = found[way]
+            lines.append(
+                {
+                    "clips": f"{row['clips']} of {length}",
+                    "way": ways[way],
+                    "ATE, % of the path": f"{row['ate']:.2f}",
+                    "RPE, °": f"{row['rpe_rotation']:.3f}",
+                    "scale drift, %": f"{row['scale_drift']:.1f}",
+                    "still points, px": _number(row.get("still_reprojection"), ""),
+                    "GPU memory, GB": f"{row['GB']:.1f}",
+                }
+            )
+    order = list(ways.values())
+    lines.sort(key=lambda line: (int(line["clips"].split()[2]), order.index(line["way"])))
+    ms, adjusted = (record[name]["ms"] for name in ("latency", "latency-bundle"))
+    return (
+        f"{_table(lines)}\n\nA push of 256 tracks, window 50, takes {ms['p50']:.1f} ms in the "
+        f"median (p99 {ms['p99']:.1f}), with bundle adjustment {adjusted['p50']:.1f} "
+        f"({adjusted['p99']:.1f}), over {record['latency']['pushes']:,} pushes in memory that "
+        "stays the same."
+    )
+
+
+def native() -> str:
+    """The C library beside `Engine`, by size."""
+    record = read("native-h100")
+    lines = []
+    for size, row in record["speed"].items():
+        if isinstance(row, dict):
+            p50, host = row["p50 ms"], row["host us"]
+            lines.append(
+                {
+                    "tracks × frames": size.replace(" x ", " × "),
+                    "`Engine`, p50": f"{p50['engine']:.3g} ms",
+                    "library, p50": f"**{p50['native']:.3g} ms**",
+                    "`Engine`, host": f"{host['engine, no copy']:.0f} µs",
+                    "library, host": f"**{host['native']:.0f} µs**",
+                    "bits": record["bits"][size]["bits"],
+                }
+            )
+    return _table(lines)
+
+
+_WAYS = {"parent": "kill -9 of the parent", "worker": "kill -9 of a worker", "ctrl-c": "Ctrl-C"}
+_WHEN = ("after a quarter", "at the end")  # of a run of `folders.py many`
+
 TABLES: dict[str, Callable[[], str]] = {
     "speed": speed,
     "forward": forward,
@@ -328,6 +449,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "weights": weights,
     "clip sizes": clip_sizes,
     "ablation": ablation,
+    "folders": folders,
+    "long clips": long_clips,
+    "native": native,
 }
 
 

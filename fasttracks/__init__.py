@@ -48,7 +48,7 @@ _HOME = {
 }
 
 
-_MODULES = ("export", "trackers", "video", "viewers")
+_MODULES = ("batch", "export", "trackers", "video", "viewers")
 
 
 def __getattr__(name: str) -> Any:

@@ -262,9 +262,12 @@ def do(model: TracksTo4D | Engine, work: Work, take: Callable[[Tensor, Any], Res
     if not (model.points.weight.is_cuda and work.pays):
         return at_once(work, take)
     with _keeping:
-        kept = _kept.get(model)
-        if kept is None or not kept.fits(model):
-            kept = _kept[model] = _Kept(model)
+        kept = _kept.get(model) or _kept.setdefault(model, _Kept(model))
+    result = kept.do(work, take)
+    if kept.fits(model):  # looked at while the GPU works
+        return result
+    with _keeping:
+        kept = _kept[model] = _Kept(model)
     return kept.do(work, take)
 
 

@@ -103,7 +103,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = output_target(path)
     if target.is_dir():
         raise InputError(f"output: {path} is a directory; expected a file's name")
-    with _scratch(target.parent) as scratch:
+    with scratch_folder(target.parent) as scratch:
         yield scratch / target.name
         _sync(scratch / target.name)
         _take_mode(scratch / target.name, target)
@@ -116,12 +116,14 @@ def filling(folder: str | os.PathLike[str], own: str) -> Iterator[Path]:
 
     A folder that is new appears whole. In one that exists, the files are replaced one by one when
     all are written; of the others beside them, those are removed whose path from `folder` matches
-    the regular expression `own`, as they are of an earlier export.
+    the regular expression `own`, as they are of an earlier export. A process that is killed among
+    these steps leaves old and new files, each whole: a folder that was swapped for another would
+    lose what else is in it, and whoever works in it.
     """
     target = output_target(folder)
     if target.exists() and not target.is_dir():
         raise InputError(f"output: {folder} is a file; expected a folder's name")
-    with _scratch(target if target.is_dir() else target.parent) as new:
+    with scratch_folder(target if target.is_dir() else target.parent) as new:
         yield new
         files = {path.relative_to(new) for path in new.rglob("*") if path.is_file()}
         for file in files:
@@ -140,8 +142,8 @@ def filling(folder: str | os.PathLike[str], own: str) -> Iterator[Path]:
 
 
 @contextmanager
-def _scratch(folder: Path) -> Iterator[Path]:
-    """A new folder below `folder`, removed at the end, as are those that a killed process left."""
+def scratch_folder(folder: Path) -> Iterator[Path]:
+    """A new, hidden folder below `folder`, removed at the end, as are those of killed processes."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)

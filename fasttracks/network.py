@@ -12,8 +12,9 @@ from fasttracks.geometry import Prediction
 from fasttracks.operators import OPERATORS
 
 # Tokens that a block of plain torch works on at a time. Sequences don't see each other, so this
-# changes no result; it bounds the memory of the widest activations (3072 channels).
-_TOKENS_AT_ONCE = {"cpu": 1 << 12, "cuda": 1 << 17}
+# changes no result; it bounds the memory of the widest activations (3072 channels), which on a CPU
+# shall be used again rather than be asked of the system anew each time.
+_TOKENS_AT_ONCE = {"cpu": 1 << 11, "cuda": 1 << 17}
 _compiled: set[tuple[torch.device, torch.dtype]] = set()  # whose kernels are there
 
 
@@ -22,7 +23,8 @@ class TracksTo4D(nn.Module):
 
     The transformer blocks may be float32, float16 or bfloat16 (`blocks.to(dtype)`), best with
     their last norm in float32, as `weights.load` has it; the embedding, the heads and all geometry
-    stay in float32, or float64 after `.double()`.
+    stay in float32, or float64 after `.double()`. In plain torch, tokens are in the dtype of the
+    blocks' norms, and each product is in that of its weights.
 
     `backend` is "auto", "triton" or "torch", as `backends.choose` takes it. Where gradients are
     needed, on the CPU, in float64, and for attention and MLP in float32, plain torch runs.

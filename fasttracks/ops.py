@@ -70,7 +70,7 @@ def attention(
 
 def project(x: Tensor, norm: Affine, qkv: Tensor) -> Tensor:
     """Queries, keys and values (..., 3 · heads · d) of tokens (..., C): qkv · norm(x)."""
-    return F.linear(_layer_norm(x, norm), qkv)
+    return F.linear(_layer_norm(x, norm).to(qkv.dtype), qkv)
 
 
 def mix(qkv: Tensor, heads: int) -> Tensor:
@@ -84,8 +84,9 @@ def mlp(x: Tensor, norm: Affine, up: Affine, down: Affine, norm_out: Affine) -> 
 
     The result is in the dtype of norm_out's weights.
     """
-    h = F.gelu(F.linear(_layer_norm(x, norm), *up))
-    return _layer_norm(x.to(norm_out[0].dtype) + F.linear(h, *down), norm_out)
+    h = F.gelu(F.linear(_layer_norm(x, norm).to(up[0].dtype), *up))
+    h = F.linear(h.to(down[0].dtype), *down)
+    return _layer_norm(x.to(norm_out[0].dtype) + h, norm_out)
 
 
 def heads(

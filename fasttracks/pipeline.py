@@ -13,8 +13,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from fasttracks.batch import Clip, finish, start
 from fasttracks.checks import as_array
+from fasttracks.clips import Clip, finish, start
 from fasttracks.engine import Engine
 from fasttracks.errors import InputError
 from fasttracks.network import TracksTo4D
@@ -249,5 +249,8 @@ def _load_once(
     if not isinstance(model, str | os.PathLike):
         raise InputError(f"model: expected a name, a path or a TracksTo4D, found {type(model)}")
     path = os.fspath(find(model))
-    modified = os.path.getmtime(path) if os.path.exists(path) else 0.0
+    try:
+        modified = os.stat(path).st_mtime
+    except OSError:  # which `load` puts into words
+        modified = 0.0
     return _load_cached(path, modified, str(device), precision)

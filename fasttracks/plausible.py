@@ -97,10 +97,11 @@ def _check_layout(clip: Tracks) -> None:
 def _check_marks(seen: np.ndarray) -> None:
     """One position again and again, below the image or in its very corner, marks unseen points."""
     values, counts = np.unique(seen[(seen <= 0).all(-1)], axis=0, return_counts=True)
-    if len(values) and 0.01 * len(seen) < counts.max() < len(seen) and counts.max() > 2:
-        x, y = values[counts.argmax()]
+    most = int(np.max(counts, initial=0))
+    if most > 2 and 0.01 * len(seen) < most < len(seen):
+        x, y = values[np.argmax(counts)]
         raise InputError(
-            f"tracks: {counts.max()} positions that count as seen are exactly ({x:g}, {y:g}), as if"
+            f"tracks: {most} positions that count as seen are exactly ({x:g}, {y:g}), as if"
             " to say that the point was not; expected NaN there, or visibility that is False"
         )
 
@@ -181,5 +182,5 @@ def weakest_link(visibility: np.ndarray) -> tuple[int, int]:
     begin, end = int(some[0]), int(some[-1])
     if begin == end:
         return begin + 1, 0
-    weakest = begin + int(shared[begin:end].argmin())
+    weakest = begin + int(np.argmin(shared[begin:end]))
     return weakest + 1, int(shared[weakest])

@@ -221,7 +221,7 @@ def _split(level: np.ndarray) -> float:
     x = np.sort(level.astype(np.float64))
     below = np.arange(1, len(x))
     above = len(x) - below
-    total = x.cumsum()
+    total = np.cumsum(x)
     lower, upper = total[:-1] / below, (total[-1] - total[:-1]) / above
     i = int((below * above * (upper - lower) ** 2).argmax())
     apart = upper[i] - lower[i]

@@ -261,10 +261,13 @@ class _Source:
 def _opened(path: Path) -> Iterator[tuple[InputContainer, _Source]]:
     import av
 
-    options = {"format_whitelist": _FORMATS, "max_pixels": str(_MOST_PIXELS)}
+    limits = {"format_whitelist": _FORMATS, "max_pixels": str(_MOST_PIXELS)}
+    options: dict[str, Any] = {"options": limits}
+    if int(av.__version__.split(".")[0]) < 19:  # which takes any bytes for text by itself
+        options["metadata_errors"] = "replace"
     with open(path, "rb") as file:
         source = _Source(file, path)
-        with av.open(source, "r", metadata_errors="replace", options=options) as container:
+        with av.open(source, "r", **options) as container:
             yield container, source
 
 
@@ -397,11 +400,12 @@ def _square(frame: VideoFrame, stream: VideoStream) -> tuple[int, int]:
 def _orientation(frame: VideoFrame) -> tuple[int, int, int, int]:
     """a, b, c, d of the display matrix: a stored x, y is shown at a x + c y, b x + d y."""
     side_data: Any = frame.side_data
-    for data in side_data:
-        if data.type.name == "DISPLAYMATRIX":
-            a, b, _, c, d = np.frombuffer(bytes(data), "=i4")[:5].tolist()
-            return a, b, c, d
-    return 1, 0, 0, 1
+    try:
+        matrix = bytes(side_data["DISPLAYMATRIX"])
+    except KeyError:
+        return 1, 0, 0, 1
+    a, b, _, c, d = np.frombuffer(matrix, "=i4")[:5].tolist()
+    return a, b, c, d
 
 
 def _swaps_axes(matrix: tuple[int, int, int, int]) -> bool:

@@ -20,7 +20,11 @@ from fasttracks.kernels.common import overlap, wait_for_previous
 from fasttracks.kernels.launches import launch
 
 
-@triton.jit(do_not_specialize=("T", "N", "blocks"))
+# Of one value a clip, a row is aligned or not: no reason to compile twice.
+@triton.jit(
+    do_not_specialize=("T", "N", "blocks"),
+    do_not_specialize_on_alignment=("cost", "damping", "to_cost", "to_damping"),
+)
 def _accept(
     parts,
     cost,
@@ -124,7 +128,7 @@ def adjust(scene, evidence, damping: torch.Tensor, iterations: int):
             T,
             N,
             C,
-            MOVE=move,
+            int(move),
             MIN_DEPTH=MIN_DEPTH,
             **by_points,
             **overlapping,

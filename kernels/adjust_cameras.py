@@ -30,7 +30,7 @@ def _put(row, c0, c1, c2, c3, c4, c5):
     tl.store(row + 5, c5)
 
 
-@triton.jit(do_not_specialize=("T", "N"))
+@triton.jit(do_not_specialize=("T", "N"), do_not_specialize_on_alignment=("damping",))
 def _cameras(
     rotation,
     position,

@@ -38,7 +38,7 @@ def _whiten(l00, l10, l11, l20, l21, l22, x, y, z):
     return x, y, (z - l20 * x - l21 * y) / l22
 
 
-@triton.jit(do_not_specialize=("T", "N"))
+@triton.jit(do_not_specialize=("T", "N"), do_not_specialize_on_alignment=("damping",))
 def _points(
     rotation,
     position,
@@ -147,7 +147,7 @@ def _points(
         store3(place + 6 * N, N, px * v0 - py * u0, px * v1 - py * u1, px * v2 - py * u2, mask)
 
 
-@triton.jit(do_not_specialize=("T", "N", "C"))
+@triton.jit(do_not_specialize=("T", "N", "C", "move"))
 def _cost(
     rotation,
     position,
@@ -172,7 +172,7 @@ def _cost(
     T,
     N,
     C,
-    MOVE: tl.constexpr,
+    move,
     MIN_DEPTH: tl.constexpr,
     FRAMES: tl.constexpr,
     TRACKS: tl.constexpr,
@@ -189,21 +189,20 @@ def _cost(
     n = block * TRACKS + tl.arange(0, TRACKS)[None, :]
     in_tracks = n < N
     x, y, z = load3(points + (b * N + n) * 3, 1, in_tracks)
-    if MOVE:
-        mixed += b * (C + 1) * 3 * N + n
+    if move:
         sum_x = tl.zeros((FRAMES, TRACKS), x.dtype)
         sum_y, sum_z = sum_x, sum_x
         for start in range(0, C + 1, FRAMES):
             row = start + tl.arange(0, FRAMES)[:, None]
             s = tl.load(steps + b * (C + 1) + row, mask=row <= C, other=0.0)
-            place = mixed + row.to(tl.int64) * 3 * N
+            place = mixed + (b * (C + 1) + row) * 3 * N + n
             w0, w1, w2 = load3(place, N, (row <= C) & in_tracks)
             sum_x += s * w0
             sum_y += s * w1
             sum_z += s * w2
-        factors += b * 6 * N + n
-        l00, l10, l11 = load3(factors, N, in_tracks)
-        l20, l21, l22 = load3(factors + 3 * N, N, in_tracks)
+        lower = factors + b * 6 * N + n
+        l00, l10, l11 = load3(lower, N, in_tracks)
+        l20, l21, l22 = load3(lower + 3 * N, N, in_tracks)
         dz = tl.sum(sum_z, 0)[None, :] / l22
         dy = (tl.sum(sum_y, 0)[None, :] - l21 * dz) / l11
         dx = (tl.sum(sum_x, 0)[None, :] - l10 * dy - l20 * dz) / l00

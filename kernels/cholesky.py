@@ -64,7 +64,6 @@ def _panel(
     left of S; below (B, n + 1, n): of the right-hand side and the identity, whose finished columns
     go to `done`. A program for each tile of these.
     """
-    wait_for_previous(OVERLAP)
     left = tl.cdiv(n, TILE) - panel - 1
     in_triangle = left * (left + 1) // 2
     tiles_below = tl.minimum(panel + 2, tl.cdiv(n + 1, TILE))
@@ -89,46 +88,45 @@ def _panel(
     source = system if FIRST else work
     stride = n + 1 if FIRST else n
     begin = panel * TILE
+    own, across = tl.arange(0, TILE)[:, None], tl.arange(0, TILE)[None, :]
+    rows, others = i * TILE + own, begin + j * TILE + own
+    middle, columns = begin + across, begin + j * TILE + across
+    in_s = rows < tl.where(program < in_triangle, n, 0)
+    hanging = rows < tl.where(program < in_triangle, 0, n + 1)
+    later = tl.where(j > 0, n, 0)
     # A warp has a thread for each row of the diagonal's tile, and of the identity, which becomes
     # L⁻ᵀ. It is loaded lying, so that the layout is such. Beyond S the diagonal is 1.
-    standing, lying = tl.arange(0, 2 * TILE)[:, None], tl.arange(0, 2 * TILE)[None, :]
-    inside = (standing < TILE) & (begin + standing < n) & (begin + lying < n) & (lying < TILE)
-    pivot = _load(source, begin + lying, begin + standing, stride, inside, FIRST)
+    standing, lying = tl.arange(0, 2 * TILE)[:, None], across
+    inside = (standing < TILE) & (begin + standing < n) & (begin + lying < n)
     ones = (standing % TILE == lying) & ((standing >= TILE) | (begin + lying >= n))
+
+    wait_for_previous(OVERLAP)
+    # All loads come first: they arrive while the diagonal's tile is worked on.
+    pivot = _load(source, begin + lying, begin + standing, stride, inside, FIRST)
+    tile = _load(source, rows, middle, stride, in_s & (middle < n), False)
+    tile += _below(system, below, rows, middle, hanging & (middle < n), n, fresh, FIRST)
+    other = _load(source, others, middle, stride, (others < later) & (middle < n), False)
+    rest = _load(source, rows, columns, stride, in_s & (columns < later), FIRST)
+    rest += _below(system, below, rows, columns, hanging & (columns < later), n, fresh, FIRST)
+
     pivot += tl.where(ones, 1.0, 0.0)
     for c in tl.static_range(TILE):
         here, right = lying == c, lying > c
         column = _column(pivot, here)
-        row = column[None, :]
-        root = tl.rsqrt(_column(row, here))[:, None]  # NaN where S is not positive definite
-        column = column[:, None] * root
-        pivot = tl.where(right, pivot - column * (row * root), tl.where(here, column, pivot))
-    pivot = tl.where((standing >= TILE) & (lying < TILE), pivot, 0.0)
+        # NaN where S is not positive definite.
+        column *= tl.rsqrt(tl.gather(column, tl.full((2 * TILE,), c, tl.int32), 0))
+        down, row = column[:, None], tl.gather(column, tl.arange(0, TILE), 0)[None, :]
+        pivot = tl.where(right, pivot - down * row, tl.where(here, down, pivot))
+    _top, half = tl.split(tl.permute(tl.reshape(pivot, (2, TILE, TILE)), (1, 2, 0)))
 
-    # The panel's columns are the last of these tiles' 2 TILE, as L⁻ᵀ has the last rows.
-    standing = tl.arange(0, TILE)[:, None]
-    middle = begin + lying - TILE
-    in_panel = (lying >= TILE) & (middle < n)
-    rows = i * TILE + standing
-    in_s = rows < tl.where(program < in_triangle, n, 0)
-    hanging = rows < tl.where(program < in_triangle, 0, n + 1)
-    tile = _load(source, rows, middle, stride, in_s & in_panel, False)
-    tile += _below(system, below, rows, middle, hanging & in_panel, n, fresh, FIRST)
-    tile = tl.dot(tile, pivot, out_dtype=tl.float64)
+    tile = tl.dot(tile, half, out_dtype=tl.float64)
     if j == 0:
-        finished = hanging & (lying < TILE) & (begin + lying < n)
-        tl.store(done + rows * n + begin + lying, tile, mask=finished)
+        tl.store(done + rows * n + middle, tile, mask=hanging & (middle < n))
     else:
-        across = begin + j * TILE + standing
-        other = _load(source, across, middle, stride, (across < n) & in_panel, False)
-        other = tl.dot(other, pivot, out_dtype=tl.float64)
-        columns = begin + j * TILE + tl.arange(0, TILE)[None, :]
-        rest = _load(source, rows, columns, stride, in_s & (columns < n), FIRST)
-        mask = hanging & (columns < n)
-        rest += _below(system, below, rows, columns, mask, n, fresh, FIRST)
+        other = tl.dot(other, half, out_dtype=tl.float64)
         rest -= tl.dot(tile, tl.trans(other), out_dtype=tl.float64)
         tl.store(work + rows * n + columns, rest, mask=in_s & (columns < n))
-        tl.store(below + rows * n + columns, rest, mask=mask)
+        tl.store(below + rows * n + columns, rest, mask=hanging & (columns < n))
 
 
 def factor(system: torch.Tensor) -> torch.Tensor:

@@ -24,6 +24,7 @@ from fasttracks.geometry import MIN_DEPTH
 from fasttracks.kernels import (
     adjust,
     adjust_cameras,
+    adjust_fit,
     adjust_motion,
     adjust_points,
     attention_hopper,
@@ -140,14 +141,18 @@ def refinement_cases() -> list[Case]:
         "adjust points": (adjust_points._points, {**depth, **launched("adjust_points")}),
         "adjust cameras": (adjust_cameras._cameras, {**depth, **launched("adjust_cameras")}),
         "adjust move": (adjust_cameras._move_cameras, launched("adjust_move")),
-        "adjust cost": (adjust_points._cost, {"MOVE": True, **depth, **launched("adjust_points")}),
+        "adjust cost": (adjust_points._cost, {**depth, **launched("adjust_points")}),
+        "adjust fit": (
+            adjust_fit._fit,
+            {"LEAST": 1e-3, "DEPTH": 0.3, **depth, **launched("fit_scale")},
+        ),
         "adjust accept": (adjust._accept, launched("adjust_accept")),
         "motion by point": (adjust_motion._by_point, {**depth, **launched("adjust_motion")}),
         "motion cost": (adjust_motion._cost, {**depth, **launched("adjust_motion")}),
         "fit_scale": (fit_scale._fit_scale, {"LEAST": 1e-3, **launched("fit_scale")}),
         "cholesky": (cholesky._panel, panel),
     }
-    numbers = dict.fromkeys(("C", "K", "n", "panel", "blocks", "iterations"), "i32")
+    numbers = dict.fromkeys(("C", "K", "n", "panel", "blocks", "iterations", "move"), "i32")
     return [
         Case(
             name,

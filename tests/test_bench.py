@@ -22,7 +22,7 @@ from fasttracks.weights import convert
 
 
 def test_command(capsys):
-    assert main(["bench", "12x5", "--calls", "3", "--device", "cpu"]) == 0
+    assert main(["bench", "12x5", "--calls", "3", "--device", "cpu", "--precision", "fp32"]) == 0
     head, _, line = capsys.readouterr().out.splitlines()
     assert head == "CPU, float32, backend torch"
     assert line.split()[:3] == ["12", "×", "5"]

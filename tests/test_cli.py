@@ -50,6 +50,7 @@ def fails(arguments, capsys):
     return err
 
 
+@pytest.mark.slow
 def test_demo_in_a_fresh_process():
     out = subprocess.run(
         [sys.executable, "-m", "fasttracks", "demo", "--device", "cpu"],
@@ -64,6 +65,7 @@ def test_demo_in_a_fresh_process():
     result = Reconstruction.load("fasttracks-demo/reconstruction.npz")
     assert result.points.shape == (50, 900, 3)
     assert result.median_reprojection_error < 4
+    assert result.refinement is not None  # by default
     assert os.path.getsize("fasttracks-demo/reconstruction.png") > 50_000
 
 
@@ -186,6 +188,27 @@ def test_track_says_what_it_leaves_out(capsys):
     for frames, left in (("5", True), ("12", False)):
         assert main(["track", "clip.mp4", "--frames", frames, "--force"]) == 0
         assert ("left out what follows" in capsys.readouterr().out) is left
+
+
+def test_whole_videos_are_read_up_to_what_is_adjusted_together(capsys):
+    from fasttracks.cli.reconstruct import VIDEO
+    from fasttracks.long.assemble import TOGETHER
+
+    assert VIDEO["frames"] == TOGETHER
+    with pytest.raises(SystemExit):
+        main(["reconstruct", "--help"])
+    assert f"at most this many (default: {TOGETHER})" in " ".join(capsys.readouterr().out.split())
+
+
+def test_how_long_it_will_take_is_said_once(tracks_file, monkeypatch, capsys):
+    from fasttracks.cli import console
+
+    monkeypatch.setattr(console, "_LOOK", 0)
+    model = fasttracks.load("tiny.safetensors", device="cpu")
+    for tokens, times in ((10**12, 1), (1, 0)):
+        with console.progress(model, tokens):
+            fasttracks.reconstruct(Tracks.load(tracks_file), model=model)
+        assert capsys.readouterr().out.count("minutes on this CPU") == times
 
 
 def test_completion(capsys):
@@ -379,11 +402,11 @@ def test_a_reader_that_leaves_stops_nothing(tracks_file):
     assert Path("a.png").exists()
 
 
-@pytest.mark.parametrize("file", ["out.npz", "out.png"])
-def test_of_two_runs_to_one_name_the_later_is_refused(file, tracks_file, capsys):
+def test_of_two_runs_to_one_name_the_later_is_refused(tracks_file, capsys):
     wanted = ["reconstruct", tracks_file, "--model", "tiny.safetensors", "-o", "out.npz"]
-    with claimed(file):
-        assert f"another run is about to write {file}" in fails(wanted, capsys)
+    for file in ("out.npz", "out.png"):
+        with claimed(file):
+            assert f"another run is about to write {file}" in fails(wanted, capsys)
     assert main(wanted) == 0
     assert main([*wanted, "--force"]) == 0
 

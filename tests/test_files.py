@@ -142,9 +142,9 @@ for name in map(os.fsdecode, sys.argv[1:]):
 
 @pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
 def test_file_names_that_are_no_text_here(tmp_path, locale):
-    """Latin-1 bytes, Cyrillic in a locale that has only ASCII, and a dot in the name."""
+    """Latin-1 bytes, and Cyrillic in a locale that has only ASCII."""
     save(tiny_network(dtype=torch.float32), tmp_path / "tiny.safetensors")
-    names = [b"caf\xe9.npz", b"film\xe9.mp4", "кот.npz".encode(), b"dog.v2.npz"]
+    names = [b"caf\xe9.npz", b"film\xe9.mp4"] + ["кот.npz".encode()] * (locale == "C")
     write_video(tmp_path / "clip.mp4", count=6, size=(96, 128))
     os.rename(tmp_path / "clip.mp4", os.path.join(os.fsencode(tmp_path), names[1]))
     utf8 = str(int(locale != "C"))

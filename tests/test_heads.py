@@ -31,10 +31,14 @@ def check(x, camera, points, predicts_focal=True):
     assert_within_budget(found, eager, truth)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize(
-    ("shape", "width", "bases"),
-    [((1, 1, 1), 256, 12), ((3, 2, 17), 48, 1), ((1, 40, 33), 64, 12), ((1, 9, 111), 32, 30)],
+    ("shape", "width", "bases", "dtype"),
+    [
+        ((1, 1, 1), 256, 12, torch.float32),
+        ((3, 2, 17), 48, 1, torch.float16),
+        ((1, 40, 33), 64, 12, torch.float32),
+        ((1, 9, 111), 32, 30, torch.float16),
+    ],
 )
 def test_heads(shape, width, bases, dtype, kernel_device):
     check(*scene(shape, width, bases, kernel_device, dtype))

@@ -70,7 +70,7 @@ def check(*arguments: Tensor) -> None:
 
 @pytest.mark.parametrize("layout", ["BKN3", "BNK3", "BN3K"])
 @pytest.mark.parametrize(
-    "shape", [(1, 1, 1, 1), (3, 2, 17, 2), (1, 15, 63, 12), (3, 17, 111, 30), (1, 8, 32, 12)]
+    "shape", [(1, 1, 1, 1), (3, 2, 17, 2), (1, 15, 63, 12), (2, 17, 111, 30), (1, 8, 32, 12)]
 )
 def test_compose_project(shape: Shape, layout: str, kernel_device: torch.device) -> None:
     check(*scene(shape, kernel_device, layout))
@@ -80,7 +80,7 @@ def test_compose_project_of_many_tracks(kernel_device: torch.device) -> None:
     check(*scene((1, 2, 1000, 12), kernel_device))
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=10, deadline=None, derandomize=True)
 @given(st.tuples(*(st.integers(1, most) for most in (3, 20, 70, 6))))
 def test_compose_project_of_any_shape(kernel_device: torch.device, shape: Shape) -> None:
     check(*scene(shape, kernel_device))
@@ -162,6 +162,7 @@ LIMITS = {
     "adjust cameras": (4096, False),
     "adjust move": (4096, False),
     "adjust cost": (4096, False),
+    "adjust fit": (4096, False),
     "adjust accept": (4096, False),
     "motion by point": (4096, False),
     "motion cost": (4096, False),

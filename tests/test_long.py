@@ -13,6 +13,7 @@ from fasttracks.evaluation.metrics import align
 from fasttracks.geometry import compose, exponential, rotation_angle
 from fasttracks.long import assemble, joint
 from fasttracks.long.join import Shared, join, nearest_rotation, weighted_median
+from fasttracks.long.motion import fades
 from fasttracks.long.windows import LONGEST, choose, look, shown, spans
 from fasttracks.refine.cameras import Evidence, Scene, cost, normal_equations, solve
 
@@ -44,6 +45,18 @@ def test_windows_cover_every_frame_and_overlap(frames):
     assert covered.min() >= 1
     assert {part.stop - part.start for part in parts} == {min(frames, 50)}
     assert all(b.start - a.start <= 25 for a, b in pairwise(parts))
+
+
+@pytest.mark.parametrize("frames", [161, 170, 181, 230, 400])
+def test_windows_fade_into_each_other(frames):
+    fade = fades(spans(frames), torch.zeros((), dtype=torch.float64))
+    assert fade.shape == (len(spans(frames)), frames)
+    assert (fade >= 0).all()
+    assert (fade.sum(0) - 1).abs().max() < 1e-12
+    for part, row in zip(spans(frames), fade, strict=True):
+        assert row.nonzero().min() >= part.start
+        assert row.nonzero().max() < part.stop
+        assert row.diff().abs().max() < 0.25
 
 
 def test_every_track_is_shown_to_a_window():

@@ -109,6 +109,6 @@ def test_the_demo_s_sheep_move():
     """A clip without parallax in which nothing moves fast: nearly half of the tracks are theirs."""
     clip = fasttracks.Tracks.load(CLIP)
     rec = fasttracks.reconstruct(
-        clip.tracks[:, ::3], clip.visibility[:, ::3], image_size=clip.image_size, device="cpu"
+        clip.tracks[:, ::9], clip.visibility[:, ::9], image_size=clip.image_size, device="cpu"
     )
     assert 0.3 < rec.moving.mean() < 0.6

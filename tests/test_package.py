@@ -7,6 +7,8 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -64,6 +66,7 @@ def test_wheel_and_sdist(archives):
     assert sources | {"kernels/compose_project.py", "README.md", "LICENSE"} <= inside
 
 
+@pytest.mark.slow
 def test_types_reach_a_user(tmp_path):
     """The README's Python passes mypy, as this environment's packages have it, and has types."""
     readme = (ROOT / "README.md").read_text()

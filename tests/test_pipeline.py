@@ -135,7 +135,7 @@ def test_what_trackers_guess_of_hidden_points_changes_nothing(model):
 
 
 def test_a_corrected_focal_length_is_as_if_it_were_given():
-    model = fasttracks.load("base", device="cpu")
+    model = fasttracks.load("base", device="cpu", precision="fp32")
     tracks, visibility = clip()
     focal = 640 * model.config.assumed_focal
     guess = np.array([[focal, 0, 319.5], [0, focal, 239.5], [0, 0, 1]])
@@ -271,6 +271,7 @@ print(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_peak_memory_of_1000_tracks_over_50_frames():
     out = subprocess.run(

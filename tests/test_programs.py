@@ -38,6 +38,7 @@ def check(network, run) -> None:
             assert off <= 2 * (eager - value).abs().max() / scale + 1e-6
 
 
+@pytest.mark.slow
 def test_onnx_takes_every_size(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")

@@ -27,7 +27,7 @@ from seen_points import (
 import fasttracks
 from fasttracks.evaluation.metrics import Estimate, metrics
 from fasttracks.geometry import Prediction, exponential, logarithm
-from fasttracks.refine.bundle import bundle, likelihood
+from fasttracks.refine.bundle import bundle, likelihood, outcome
 from fasttracks.refine.cameras import Scene, adjust, cost, dense, moved, normal_equations, solve
 from fasttracks.refine.finetune import finetune
 from fasttracks.refine.positive_definite import solve_chain
@@ -123,8 +123,13 @@ def test_time_grows_as_frames_do():
         bundle(start, tracks, torch.tensor([True]))
         return time.process_time() - began
 
-    seconds(20)
-    assert seconds(400) < 9 * seconds(100)  # some 3 times; 19 times with whole systems
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # several that wait for each other take time, too
+    try:
+        seconds(20)
+        assert seconds(400) < 9 * seconds(100)  # some 3 times; 19 times with whole systems
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_agrees_with_scipy():
@@ -472,6 +477,7 @@ def test_likelihood_prefers_the_truth():
     assert likelihood(truth, e) < likelihood(disturbed(truth, g), e)
 
 
+@pytest.mark.slow
 def test_errors_of_shipped_weights_are_cut():
     from fasttracks.scenes.generator import generate, seeded
     from fasttracks.scenes.library import load as load_library
@@ -529,6 +535,12 @@ def test_reconstruct_refines_batches(refine, monkeypatch):
         assert np.allclose(flat[..., :2], result.reprojection, atol=0.05)
         if refine == "bundle":
             assert result.median_reprojection_error < without.median_reprojection_error
+
+
+def test_an_adjustment_that_still_gained_is_no_failure():
+    kept, doubtful, flat, static, thin, apart = 0, 0, 0, 1, 0, 0
+    rows = [(kept, doubtful, gain, flat, static, thin, apart) for gain in (1e-4, 0.1)]
+    assert [outcome(row) for row in rows] == ["converged", "not fully converged"]
 
 
 def test_how_refinement_went_is_saved(tmp_path):

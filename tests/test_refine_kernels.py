@@ -29,7 +29,13 @@ def system(batch: int, n: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("batch", "n"), [(3, 1), (2, 16), (1, 20), pytest.param(1, 37, marks=pytest.mark.gpu)]
+    ("batch", "n"),
+    [
+        (3, 1),
+        (2, 16),
+        pytest.param(1, 20, marks=pytest.mark.slow),
+        pytest.param(1, 37, marks=pytest.mark.gpu),
+    ],
 )
 def test_factor(batch: int, n: int, kernel_device: torch.device) -> None:
     S, b = system(batch, n, kernel_device)
@@ -81,7 +87,11 @@ def check(scene, e, damping: Tensor, iterations: int, device: torch.device, rtol
 
 @pytest.mark.parametrize(
     ("frames", "tracks", "iterations"),
-    [(1, 5, 2), (3, 9, 1), pytest.param(3, 9, 2, marks=pytest.mark.gpu)],
+    [
+        (1, 5, 2),
+        pytest.param(3, 9, 1, marks=pytest.mark.slow),
+        pytest.param(3, 9, 2, marks=pytest.mark.gpu),
+    ],
 )
 def test_steps_are_those_of_torch(frames, tracks, iterations, kernel_device) -> None:
     check(*problem(frames, tracks, torch.float64), iterations, kernel_device, 1e-6)

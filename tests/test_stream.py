@@ -132,6 +132,20 @@ def test_replay_is_bit_identical_and_memory_is_fixed():
     assert max(sizes) <= (SLOTS, 4)
 
 
+def test_an_answer_that_is_not_finite_leaves_nothing_behind(monkeypatch):
+    stream = tiny_stream()
+    run_on = [stream.push(*frame) for frame in wander(20)]
+    assert run_on[-1] is not None
+    usual = stream._model.forward
+    monkeypatch.setattr(stream._model, "forward", lambda x: usual(x * torch.nan))
+    assert stream.push(*wander(21)[-1]) is None
+    monkeypatch.undo()
+    updates, final = run(stream, wander(30, seed=1))
+    assert updates[0].reset == "the network's answer is not finite"
+    assert len(updates) > 10
+    finite(updates, final)
+
+
 @pytest.mark.parametrize("refine", ["none", pytest.param("bundle", marks=pytest.mark.slow)])
 def test_hostile_streams_end_in_a_reset_and_recover(refine):
     usual = wander(30)

@@ -1,5 +1,6 @@
 """Trackers against motions that are known."""
 
+import pickle
 import re
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from fasttracks.errors import InputError
 from fasttracks.trackers import get_tracker, grid_queries, to_tracks
 from fasttracks.trackers.cotracker import CoTracker
 from fasttracks.trackers.klt import KLT
+from fasttracks.trackers.klt import _starts as starts_of_klt
 from fasttracks.video import Video
 
 
@@ -45,6 +47,14 @@ def test_grids_lie_between_each_other() -> None:
     assert len(fine) == len(points) == 900
     np.testing.assert_allclose(np.unique(fine[:, 0]), 0.25 + 1.5 * np.arange(30))
     np.testing.assert_allclose(np.unique(fine[:, 1]), np.arange(30))
+
+
+@pytest.mark.parametrize(("frames", "share"), [(50, 0.4), (149, 0.4), (2000, 0.05)])
+def test_a_long_clip_has_as_many_starts_late_as_early(frames: int, share: float) -> None:
+    start = starts_of_klt(frames, 1000)
+    assert np.mean(start == 0) == pytest.approx(share, abs=0.003)
+    later = np.bincount(start)[10:]
+    assert np.ptp(later[later > 0]) <= 1
 
 
 @pytest.mark.parametrize("count", [181, 1000, 100_000])
@@ -417,6 +427,18 @@ def test_cotracker_refuses_a_damaged_checkpoint(
     monkeypatch.setattr(FakePredictor, "__init__", fail)
     with pytest.raises(InputError, match=r"can't be loaded \(Ran out of input\)$"):
         CoTracker(checkpoint, device="cpu")(clip_numbered(2))
+
+
+def test_cotracker_never_advises_to_run_what_a_checkpoint_holds(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: FakePredictor, **_: object) -> None:
+        raise pickle.UnpicklingError("re-running with weights_only=False will likely succeed")
+
+    monkeypatch.setattr(FakePredictor, "__init__", fail)
+    with pytest.raises(InputError, match="is no file of weights") as caught:
+        CoTracker(checkpoint, device="cpu")(clip_numbered(2))
+    assert "weights_only" not in str(caught.value)
 
 
 @pytest.mark.parametrize("path", [None, "a.pth"])

@@ -79,7 +79,8 @@ def test_a_stopped_run_goes_on_with_the_same_curve(source, tmp_path):
         for name in ("total", "points", "rotation", "gradient", "learning rate"):
             assert math.isclose(a[name], b[name], rel_tol=1e-4, abs_tol=1e-5), name
     assert set(whole[-1]["validation"]["v"]) >= {"absrel", "ate", "rpe_rotation", "reprojection"}
-    weights = fasttracks.load(tmp_path / "parts/weights.safetensors", device="cpu")
+    written = tmp_path / "parts/weights.safetensors"
+    weights = fasttracks.load(written, device="cpu", precision="fp32")
     averaged = Run.load(tmp_path / "parts/run.pt", CPU).averaged().state_dict()
     for name, value in weights.state_dict().items():
         assert torch.allclose(value, averaged[name], atol=1e-3, rtol=1e-3), name
@@ -380,7 +381,7 @@ def test_start_from_weights_of_any_size_learns_the_focal_length(tmp_path):
 
 @pytest.mark.slow
 def test_a_deepened_network_says_nearly_the_same_and_can_learn_to_say_more():
-    network = fasttracks.load("base", device="cpu")
+    network = fasttracks.load("base", device="cpu", precision="fp32")
     known = replace(CASUAL, unknown_focal=0.0)
     inputs, truth = scenes(LIBRARY, 0, (known,))((2, 12, 40), 0)
     run = start("base", SHORT, CPU, rounds=6)
@@ -480,8 +481,14 @@ def test_gradients_stay_finite_where_points_are_behind_cameras(source):
 
 def test_two_processes_train_as_one_with_the_clips_of_both(source, tmp_path):
     script = Path(__file__).parent / "train_in_two.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    subprocess.run([*command, script, tmp_path], check=True, timeout=120)
+    processes = [
+        subprocess.Popen([sys.executable, script, tmp_path, str(rank)]) for rank in range(2)
+    ]
+    try:
+        assert [process.wait(300) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
 
     def both(shape, step):
         (a, truth_a), (b, truth_b) = source(shape, 2 * step), source(shape, 2 * step + 1)

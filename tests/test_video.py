@@ -13,6 +13,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 
 from fasttracks.errors import InputError
 from fasttracks.trackers import to_tracks
@@ -488,6 +489,23 @@ def test_a_longer_sound_track_is_no_damage(
         container.mux(sound.encode())
     assert len(read_video(path).frames) == 10
     assert not recwarn.list
+
+
+def test_a_song_with_its_cover_is_no_video(tmp_path: Path) -> None:
+    path = tmp_path / "song.m4a"
+    with av.open(str(path), "w", format="mp4") as container:
+        sound = container.add_stream("aac", rate=8000)
+        cover = container.add_stream("png", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 16, 16, "rgb24"
+        cover.disposition = Disposition.attached_pic
+        picture = av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), np.uint8), "rgb24")
+        container.mux(cover.encode(picture))
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        silence.sample_rate = 8000
+        for packet in (*cover.encode(), *sound.encode(silence), *sound.encode()):
+            container.mux(packet)
+    with pytest.raises(InputError, match="holds audio and a cover picture but no video"):
+        read_video(path)
 
 
 def test_probe(clip: Path) -> None:

@@ -29,7 +29,8 @@ def bench(options: argparse.Namespace) -> None:
     exact = load(options.model, device=options.device, precision="fp32", backend="torch")
     device = network.points.weight.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    dtype = next(network.blocks.parameters()).dtype
+    block: Any = network.blocks[0]
+    dtype = block.qkv.weight.dtype
     say(f"{name}, {str(dtype).removeprefix('torch.')}, backend {network.backend.name}")
     say(f"{'tracks × frames':>15} {'points':>8} {'rotation °':>10} {'reproj. px':>10} "
         f"{'p50 ms':>9} {'p95 ms':>9} {'p99 ms':>9} {'host µs':>8} {'TFLOP/s':>8}")  # fmt: skip

@@ -34,8 +34,7 @@ def compile(options: argparse.Namespace) -> None:
     from fasttracks.performance.compiling import compile_all
 
     start = time.perf_counter()
-    precision = "fp16" if options.precision == "auto" else options.precision
-    network = load(options.model, device=device, precision=precision, backend="torch")
-    count = compile_all(network)
+    network = load(options.model, device=device, precision="fp32", backend="torch")
+    count = compile_all(network, PRECISIONS.get(options.precision, torch.float16))
     seconds = time.perf_counter() - start
     say(f"{name}: {count} kernels in {seconds:.0f} s, in {knobs.cache.dir}")

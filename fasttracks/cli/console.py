@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fasttracks.network import TracksTo4D
 
 claims = ExitStack()  # on what the command that runs is going to write; it lets go at its end
+_LOOK = 30  # seconds after which it is said how long the network will take
 _BAR = "reconstruct: {percentage:3.0f}% |{bar}| {elapsed}, {remaining} left"
 
 
@@ -59,21 +60,33 @@ def stage(name: str) -> Iterator[None]:
 
 @contextmanager
 def progress(model: "TracksTo4D", tokens: int) -> Iterator[None]:
-    """Show on a terminal how far a model on the CPU has come, and how long it will take.
+    """Show how far a model on the CPU has come, and how long it will take.
 
-    `tokens`: positions, seen or not, that it is going to be given. On a GPU it is done too soon.
+    On a terminal that is a bar, else one line where it takes minutes. `tokens`: positions, seen or
+    not, that the model is going to be given. On a GPU it is done too soon.
     """
-    if model.points.weight.device.type != "cpu" or not sys.stderr.isatty():
+    if model.points.weight.device.type != "cpu":
         yield
         return
     from tqdm import tqdm
 
-    total = tokens * len(model.blocks)
+    total, done, told = tokens * len(model.blocks), 0, sys.stderr.isatty()
+    start = time.perf_counter()
     with ExitStack() as stack:
-        bar = stack.enter_context(tqdm(total=total, bar_format=_BAR, mininterval=0, leave=False))
+        bar = stack.enter_context(
+            tqdm(total=total, bar_format=_BAR, mininterval=0, leave=False, disable=not told)
+        )
 
         def advance(_: Any, __: Any, result: Any) -> None:
-            bar.update(result.shape[:-1].numel())
+            nonlocal done, told
+            count = result.shape[:-1].numel()
+            bar.update(count)
+            done += count
+            passed = time.perf_counter() - start
+            if not told and done < total and passed > _LOOK:
+                told = True
+                if (minutes := passed / done * total / 60) > 2:
+                    say(f"  about {minutes:.0f} minutes on this CPU")
 
         for block in model.blocks:
             stack.callback(block.register_forward_hook(advance).remove)

@@ -15,6 +15,7 @@ MODULES = {
     "demo": "reconstruct",
     "track": "reconstruct",
     "reconstruct": "reconstruct",
+    "batch": "batch",
     "live": "live",
     "view": "view",
     "export": "view",

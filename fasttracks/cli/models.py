@@ -95,5 +95,5 @@ def export_program(options: argparse.Namespace) -> None:
     """The network as ONNX or a package of torch's AOTInductor."""
     suffix = Path(options.output).suffix
     output = output_path(options, suffix if suffix in programs.ENDINGS else ".onnx")
-    programs.write(load(options.model, device="cpu", backend="torch"), output)
+    programs.write(load(options.model, device="cpu", precision="fp32", backend="torch"), output)
     say(f"wrote {output}: tracks (B, T, N, 3) in, the fields of a Prediction out")

@@ -60,30 +60,10 @@ def parser() -> argparse.ArgumentParser:
     _model_options(sub)
     _video_options(sub)
 
-    _add_live(command)
-    _add_viewing(command)
+    for add in (_add_batch, _add_live, _add_viewing):
+        add(command)
 
-    sub = command(
-        "convert", "turn a released checkpoint of TracksTo4D or TAPNext into a weights file"
-    )
-    sub.add_argument("input", metavar="CHECKPOINT")
-    _output_options(sub, "CHECKPOINT.safetensors")
-    sub.add_argument(
-        "--precision",
-        choices=("fp32", "fp16", "bf16"),
-        help="of the weights, else fp32, and fp16 for TAPNext",
-    )
-    sub.add_argument(
-        "--predicts-focal",
-        action="store_true",
-        help="the checkpoint was trained to correct the focal length",
-    )
-
-    sub = command("export-program", "write the network for other runtimes: ONNX, or CPUs in C++")
-    sub.add_argument("output", metavar="OUT", help="OUT.onnx, or OUT.pt2 of torch's AOTInductor")
-    sub.add_argument("--model", default="base", help="base, or a .safetensors file")
-    sub.add_argument("--force", action="store_true", help="replace OUT if it exists")
-
+    _add_conversion(command)
     _add_training(command)
 
     sub = command("info", "say what a track file, reconstruction, weights file or video holds")
@@ -121,6 +101,51 @@ def parser() -> argparse.ArgumentParser:
     sub = command("completion", "print a script that completes commands and options in a shell")
     sub.add_argument("shell", choices=("bash", "zsh", "fish"), help="eval it, or save it")
     return program
+
+
+def _add_batch(command: _Command) -> None:
+    sub = command("batch", "reconstruct a folder of videos and track files, on all cores and GPUs")
+    sub.add_argument(
+        "input",
+        metavar="INPUT",
+        help="a folder, a pattern such as 'videos/*.mp4', or a .txt file with a path on each line",
+    )
+    sub.add_argument(
+        "output", nargs="?", metavar="OUTPUT", help="a folder for NAME.npz of each and the index"
+    )
+    sub.add_argument(
+        "--export", metavar="FORMATS", help="as 'export' names them, with commas between: ply,tum"
+    )
+    sub.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="leave out what is done already with the same input, options and weights",
+    )
+    sub.add_argument(
+        "--strict", action="store_true", help="end with an error if a clip failed, when all is done"
+    )
+    sub.add_argument(
+        "--workers", type=int, metavar="N", help="processes on the CPU, else one for each core"
+    )
+    sub.add_argument(
+        "--shard", metavar="I/N", help="do the part I of N, from 0 on, with an index of its own"
+    )
+    sub.add_argument(
+        "--merge", action="store_true", help="only make one index of those in the folder INPUT"
+    )
+    sub.add_argument(
+        "--ray",
+        nargs="?",
+        const="local",
+        metavar="ADDRESS",
+        help="run on Ray: its cluster here ('auto') or elsewhere, else one that is started for it",
+    )
+    sub.add_argument(
+        "--gpu-share", type=float, default=1.0, help="of a GPU, that each of Ray's actors takes"
+    )
+    _model_options(sub)
+    _video_options(sub)
 
 
 def _add_live(command: _Command) -> None:
@@ -172,6 +197,29 @@ def _add_viewing(command: _Command) -> None:
     sub.add_argument("format", metavar="FORMAT", help=formats)
     sub.add_argument("--video", metavar="VIDEO", help="that it was made from, for its frames")
     _output_options(sub, "named like RECONSTRUCTION")
+
+
+def _add_conversion(command: _Command) -> None:
+    sub = command(
+        "convert", "turn a released checkpoint of TracksTo4D or TAPNext into a weights file"
+    )
+    sub.add_argument("input", metavar="CHECKPOINT")
+    _output_options(sub, "CHECKPOINT.safetensors")
+    sub.add_argument(
+        "--precision",
+        choices=("fp32", "fp16", "bf16"),
+        help="of the weights, else fp32, and fp16 for TAPNext",
+    )
+    sub.add_argument(
+        "--predicts-focal",
+        action="store_true",
+        help="the checkpoint was trained to correct the focal length",
+    )
+
+    sub = command("export-program", "write the network for other runtimes: ONNX, or CPUs in C++")
+    sub.add_argument("output", metavar="OUT", help="OUT.onnx, or OUT.pt2 of torch's AOTInductor")
+    sub.add_argument("--model", default="base", help="base, or a .safetensors file")
+    sub.add_argument("--force", action="store_true", help="replace OUT if it exists")
 
 
 def _add_training(command: _Command) -> None:

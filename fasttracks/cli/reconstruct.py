@@ -25,20 +25,19 @@ from fasttracks.cli.console import (
 )
 from fasttracks.errors import InputError
 from fasttracks.files import replacing
-from fasttracks.image_files import read_image
+from fasttracks.long.assemble import TOGETHER
 from fasttracks.long.windows import LONGEST, shown
 from fasttracks.network import TracksTo4D
 from fasttracks.performance.sample import CLIP
 from fasttracks.reconstruction import Reconstruction
 from fasttracks.summary import summary
 from fasttracks.track_files import is_track_file
-from fasttracks.trackers import GRID, Tracker, get_tracker, read_whole, to_tracks
-from fasttracks.trackers.gridded import Gridded
+from fasttracks.trackers import Tracker, configured, read_whole, to_tracks
 from fasttracks.tracks import Tracks
 from fasttracks.video import Video, probe, read_video
 
 # Options of a video, as they are where they aren't given.
-VIDEO = {"tracker": "klt", "checkpoint": None, "start": 0.0, "frames": 50, "every": 1,
+VIDEO = {"tracker": "klt", "checkpoint": None, "start": 0.0, "frames": TOGETHER, "every": 1,
          "max_size": 1024, "grid": None, "mask": None}  # fmt: skip
 
 
@@ -59,8 +58,8 @@ def demo(options: argparse.Namespace) -> None:
 def track(options: argparse.Namespace) -> None:
     """Video to track file."""
     output = output_path(options, "-tracks.npz")
-    _set_video_options(options)
-    tracks, _ = _track(options, _tracker(options))
+    set_video_options(options)
+    tracks, _ = _track(options, tracker_of(options))
     tracks.save(output)
     say(f"{tracks!r}\nwrote {output}")
 
@@ -73,8 +72,8 @@ def reconstruct(options: argparse.Namespace) -> None:
         _refuse_video_options(options)
         tracks, model = Tracks.load(options.input), load_model(options)
     else:
-        _set_video_options(options)
-        tracker = _tracker(options)
+        set_video_options(options)
+        tracker = tracker_of(options)
         probe(options.input)  # first: what is wrong with it need not wait for the model,
         model = load_model(options)  # nor what is wrong with that for the tracker
         tracks, video = _track(options, tracker)
@@ -94,21 +93,22 @@ def _refuse_video_options(options: argparse.Namespace) -> None:
             )
 
 
-def _set_video_options(options: argparse.Namespace) -> None:
+def set_video_options(options: argparse.Namespace) -> None:
+    """Give those of a video that are not given the values that they have then."""
     for name, value in VIDEO.items():
         if getattr(options, name) is None:
             setattr(options, name, value)
 
 
-def _tracker(options: argparse.Namespace) -> Tracker:
-    if options.tracker == "klt" and options.checkpoint:
-        raise InputError("--checkpoint: expected with --tracker tapnext or cotracker, not with klt")
-    network = {"checkpoint": options.checkpoint, "device": options.device}
-    tracker = get_tracker(options.tracker, **{} if options.tracker == "klt" else network)
-    if options.grid is None and options.mask is None:
-        return tracker
-    mask = None if options.mask is None else read_image(Path(options.mask))
-    return Gridded(tracker, GRID if options.grid is None else options.grid, mask)
+def tracker_of(options: argparse.Namespace) -> Tracker:
+    """The tracker that the options ask for; InputError where they are at fault."""
+    return configured(
+        options.tracker,
+        checkpoint=options.checkpoint,
+        device=options.device,
+        grid=options.grid,
+        mask=options.mask,
+    )
 
 
 def _track(options: argparse.Namespace, tracker: Tracker) -> tuple[Tracks, Video]:
@@ -146,11 +146,10 @@ def _reconstruct(
 ) -> "Reconstruction[np.ndarray]":
     intrinsics = _intrinsics(tracks, options.focal)
     frames, count = tracks.tracks.shape[:2]
+    long = frames > LONGEST
+    tokens = shown(torch.from_numpy(tracks.visibility)) if long else frames * count
     if intrinsics is None and tracks.intrinsics is None and model.config.predicts_focal:
-        count += min(count, 128)  # tracks that tell the focal length first
-    tokens = frames * count
-    if frames > LONGEST:
-        tokens = shown(torch.from_numpy(tracks.visibility))
+        tokens += min(frames, 400) * min(count, 128)  # that tell the focal length first
     if options.refine == "finetune":
         tokens = 0  # it shows its own progress
     with stage("reconstruct"), progress(model, tokens):

@@ -34,7 +34,7 @@ from fasttracks.refine.bundle import (
 )
 from fasttracks.refine.cameras import Evidence, Scene
 
-TOGETHER = 3000  # frames that are adjusted together, whose system has 2.6 GB
+TOGETHER = 3000  # frames that are adjusted together, whose system and its factor have 5.2 GB
 _ROUNDS, _ITERATIONS = 6, 4
 _FRAMES_AT_ONCE = 256
 _BUCKET = 64  # tracks, by which windows' sizes on a GPU differ

@@ -21,7 +21,7 @@ class Similarity(NamedTuple):
 
     def points(self, points: Tensor) -> Tensor:
         """Of points (..., 3)."""
-        return self.scale * points @ self.rotation.mT + self.shift
+        return self.scale * turned(points, self.rotation) + self.shift
 
     def after(self, first: "Similarity") -> "Similarity":
         """First the other, then this one."""
@@ -74,15 +74,20 @@ def join(
     other = torch.zeros_like(log_scale) if held is None else held
     scale = torch.where(count >= LEAST_SHARED, log_scale, other).exp()
 
-    centres = target.position - scale * source.position @ rotation.mT
-    others = target.points - scale * source.points @ rotation.mT
+    moved = scale * turned(torch.cat([source.position, source.points]), rotation)
+    offsets = torch.cat([target.position, target.points]) - moved
     distance = (share * there).sum(0).clamp(min=1e-6)
     # A camera's centre is as far off as its window is; a point by about a share of its distance.
     firm = by_point / distance
     halves = [w / w.sum().clamp(min=1e-12) for w in (frame_weight, firm)]
-    shift = _geometric_median(torch.cat([centres, others]), torch.cat(halves))
-    off = (others - shift).norm(dim=-1) / distance
+    shift = _geometric_median(offsets, torch.cat(halves))
+    off = (offsets[len(source.position) :] - shift).norm(dim=-1) / distance
     return Fit(Similarity(scale, rotation, shift), count, weighted_median(off, by_point))
+
+
+def turned(points: Tensor, rotation: Tensor) -> Tensor:
+    """Points (..., 3) by a rotation (3, 3), in less time than a library's product takes."""
+    return (points[..., None, :] * rotation).sum(-1)
 
 
 def weighted_median(values: Tensor, weight: Tensor) -> Tensor:

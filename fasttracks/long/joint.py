@@ -2,8 +2,8 @@
 
 The cost is that of `refine.bundle`, minimised by the same Levenberg–Marquardt steps. A point is
 seen in some frames only: points are taken in groups that are seen in about the same ones, and
-eliminated from the cameras of these (Schur complement). So memory is that of the cameras' system,
-36 T² numbers, and of one group.
+eliminated from the cameras of these (Schur complement). So memory is that of the cameras' system
+and its factor, 36 T² numbers each, and of one group.
 """
 
 from collections.abc import Iterator

@@ -70,9 +70,10 @@ def blend(
     # Where a moving track is on the whole: the mean over the windows.
     middle = torch.stack([part.basis[0] for part in parts]).mean(0)
     basis[0] = torch.where(moving[:, None], middle, scene.points[0])
+    fade_of = fades([part.frames for part in parts], scene.points)
     for i, own_part in enumerate(parts):
         rows = slice(1 + bases * i, 1 + bases * (i + 1))
-        fade = _fade(windows, i, scene.points)
+        fade = fade_of[i, own_part.frames, None]
         coefficients[own_part.frames, rows] = own_part.coefficients * fade
         basis[rows] = own_part.basis
         basis[rows.start] -= moving[:, None] * middle
@@ -81,18 +82,24 @@ def blend(
     return predicted(scene, motion, told(gamma[None].double(), scale, static))
 
 
-def _fade(windows: Sequence[Window], i: int, like: Tensor) -> Tensor:
-    """What the i-th window counts in each of its frames: (L, 1); windows' sum to 1 everywhere."""
-    part = windows[i].frames
-    frame = torch.arange(part.start, part.stop, dtype=like.dtype, device=like.device)
-    weight = torch.ones_like(frame)
-    if i > 0:
-        end = windows[i - 1].frames.stop  # frames from part.start to end are shared
-        weight = weight.minimum((frame - part.start + 1) / (end - part.start + 1))
-    if i + 1 < len(windows):
-        begin = windows[i + 1].frames.start
-        weight = weight.minimum(1 - (frame - begin + 1) / (part.stop - begin + 1))
-    return weight.clamp(0, 1)[:, None]
+def fades(parts: Sequence[slice], like: Tensor) -> Tensor:
+    """What each of W windows, that cover T frames, counts in each: (W, T); in each they sum to 1.
+
+    A window comes and goes without a jolt, as it would by a ramp that begins at once.
+    """
+    weight = like.new_zeros(len(parts), parts[-1].stop)
+    for i, part in enumerate(parts):
+        frame = torch.arange(part.start, part.stop, dtype=like.dtype, device=like.device)
+        ramp = torch.ones_like(frame)
+        if i > 0:
+            end = parts[i - 1].stop  # frames from part.start to end are shared
+            ramp = ramp.minimum((frame - part.start + 1) / (end - part.start + 1))
+        if i + 1 < len(parts):
+            begin = parts[i + 1].start
+            ramp = ramp.minimum(1 - (frame - begin + 1) / (part.stop - begin + 1))
+        ramp = ramp.clamp(0, 1)
+        weight[i, part] = ramp.square() * (3 - 2 * ramp)
+    return weight / weight.sum(0)  # the last windows may be three to a frame
 
 
 class _Moving(NamedTuple):

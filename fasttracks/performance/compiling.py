@@ -1,5 +1,7 @@
 """All kernels that reconstruction launches, compiled ahead."""
 
+from typing import Any
+
 import torch
 
 from fasttracks.backends import triton
@@ -10,10 +12,11 @@ from fasttracks.network import TracksTo4D, runnable
 _SIZES = ((50, 100), (20, 8), (300, 16), (50, 256), (50, 1000), (50, 4096), (50, 128))
 
 
-def compile_all(network: TracksTo4D) -> int:
+def compile_all(network: TracksTo4D, dtype: torch.dtype) -> int:
     """Compile what a network's clips need on its device, by any way into `reconstruct`.
 
-    Returns how many kernels, those that were in Triton's cache too.
+    The network's blocks are put into `dtype`, as `load` does. Returns how many kernels, those that
+    were in Triton's cache too.
     """
     from fasttracks.kernels.ahead import compile_ahead
     from fasttracks.kernels.prepare import count, prepare
@@ -21,7 +24,8 @@ def compile_all(network: TracksTo4D) -> int:
 
     heads = network.points.weight
     device = heads.device
-    dtype = next(network.blocks.parameters()).dtype
+    blocks: Any = network.blocks.to(dtype)
+    blocks[-1].norm.float()
     for weight in network.parameters():  # as memory of a GPU is aligned, unlike that of a file
         weight.data = weight.data.clone()
     run = runnable(triton(), torch.device("cuda"), dtype, grad=False)

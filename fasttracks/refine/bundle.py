@@ -32,10 +32,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from fasttracks.geometry import (
+    MIN_DEPTH,
     Prediction,
     camera_steps,
     compose,
-    exponential,
+    cross_matrix,
     project,
     rotation_angle,
     to_camera,
@@ -129,24 +130,25 @@ def bundle_tensors(*inputs: Tensor) -> tuple[Tensor, ...]:
         tracks.float().repeat(2, 1, 1, 1),
         known_focal.repeat(2),
     )
-    rough, start = both.coarse()
-    problem = _Problem.of(_double(start), given.motion.double(), tracks.double(), known_focal)
-    scene, gain = problem.fine(_double(rough))
-    scene = _placed(scene, _double(network))
-    before, after = (likelihood(s, problem.evidence) for s in (_double(network), scene))
-    scale = problem.scale(scene)
-    static = problem.static(scale)
-    motion = fit_motion(scene, given, tracks.double(), static, scale)
+    problem, rough = both.best()
+    scene, gain = problem.fine(rough)
+    network = Scene(*(value.double() for value in network))
+    scene = _placed(scene, network)
+    before = problem.fit(network, problem.evidence.scale, 20).misfit.sum(1)
+    fit = problem.fit(scene, problem.evidence.scale, 20)
+    after, static = fit.misfit.sum(1), problem.static(fit.scale)
+    motion = fit_motion(scene, given, tracks.double(), static, fit.scale)
 
-    adjusted = predicted(scene, motion, told(given.motion.to(scale.dtype), scale, static))
-    finite = torch.stack([value.flatten(1).isfinite().all(1) for value in adjusted]).all(0)
-    doubtful = problem.doubtful(scene, static)
+    adjusted = predicted(scene, motion, told(given.motion.double(), fit.scale, static))
+    # What is not finite in any field is not in one of these.
+    last = (adjusted.points_camera, adjusted.projection, adjusted.motion)
+    finite = torch.stack([value.flatten(1).sum(1) for value in last]).sum(0).isfinite()
+    thin, apart, doubtful = problem.links(static, fit.change)
     kept = ~((after < before) & finite) | doubtful
     result = Prediction(*(choose(kept, a, b) for a, b in zip(given, adjusted, strict=True)))
-    flat = problem.flat(scene, static)
+    flat = problem.flat(fit, static)
     after = torch.where(kept, before, after)
     share = static.double().mean(1)
-    thin, apart = problem.links(static)
     how = torch.stack([v.double() for v in (kept, doubtful, gain, flat, share, thin, apart)], -1)
     return *result, before, after, how
 
@@ -224,21 +226,22 @@ def evidence_of(
         known_focal: (B,) bool.
     """
     turn, step = camera_steps(start.rotation, start.position)
-    deviation = (CAMERA * level).expand(step.shape[:2])
+    pairs = turn[..., 0, 0].shape
+    deviation = CAMERA * level
     free = (~known_focal).to(start.log_focal.dtype)
     discount = mobility[:, None] ** MOBILITY_POWER
     return Evidence(
-        tracks[..., :2],
+        tracks[..., :2].contiguous(),
         tracks[..., 2] / discount,
         torch.full_like(mobility, 10 * NOISE),
         log_depth,
         # One expectation a track, not one a frame: its errors are the same in all. Mobility
         # weighs both alike: a track that pulls less at cameras has its own best point still.
-        known / discount / known.sum(1, keepdim=True).clamp(min=1) / DEPTH**2,
+        known / (DEPTH**2 * known.sum(1, keepdim=True).clamp(min=1)) / discount,
         turn,
         step,
-        1 / deviation**2,
-        1 / (deviation * middle[:, None]) ** 2,
+        deviation.square().reciprocal().expand(pairs),
+        (deviation * middle[:, None]).square().reciprocal().expand(pairs),
         start.log_focal,
         torch.full_like(free, FOCAL**-2),
         free,
@@ -260,135 +263,156 @@ def told(gamma: Tensor, scale: Tensor, static: Tensor) -> Tensor:
     return torch.where(static.any(1, keepdim=True), told, gamma)
 
 
+class Fit(NamedTuple):
+    """How a scene fits its evidence."""
+
+    scale: Tensor  # (B, N) most likely scale of a track's Cauchy distribution, at least NOISE
+    misfit: Tensor  # (B, N) minus the log likelihood of a track at that scale
+    firmness: Tensor  # (B, N) trust in a track's expected depth, less if it is farther: 0 to 1
+    spread: Tensor  # (B, N) degrees that the rays to a point are spread over
+    square: Tensor  # (B, T, N) squared offsets
+    change: Tensor  # (B,) mean square by which camera turns differ from what is expected
+
+
 class _Problem(NamedTuple):
     """What cameras and static points are fitted to."""
 
     start: Scene
     evidence: Evidence
     visibility: Tensor  # (B, T, N)
+    often: Tensor  # (B, N) tracks that are seen in enough frames to be static
     mobility: Tensor  # (B, N) 1 for a track that stands still as far as the network knows, or more
-    spread: Tensor  # (B,) parallax as the network sees it
+    spread: Tensor  # (B, N) degrees of parallax as the network sees it, NaN for tracks that move
 
     @classmethod
     def of(cls, start: Scene, gamma: Tensor, tracks: Tensor, known_focal: Tensor) -> "_Problem":
-        visibility = tracks[..., 2]
-        depth = _in_front(to_camera(start.points[:, None], start.rotation, start.position)[..., 2])
+        visibility = tracks[..., 2].contiguous()
+        depth = to_camera(start.points[:, None], start.rotation, start.position)[..., 2]
+        depth, median = _in_front(depth)
         level = level_of(gamma)
         mobility = mobility_of(gamma, level)
         evidence = evidence_of(
-            start, tracks, depth.log(), visibility, level, mobility, _median(depth), known_focal
+            start, tracks, depth.log(), visibility, level, mobility, median, known_focal
         )
-        spread = parallax(start, visibility, mobility < 2)
-        return cls(start, evidence, visibility, mobility, spread)
+        often = visibility.sum(1) >= STATIC_FRAMES
+        return cls(start, evidence, visibility, often, mobility, torch.full_like(gamma, torch.nan))
 
-    def coarse(self) -> tuple[Scene, Scene]:
-        """The better half of the starts, adjusted roughly and as given.
+    def best(self) -> tuple["_Problem", Scene]:
+        """Of two starts of each clip, which follow each other, that which ends better: its problem
+        in float64, and the scene adjusted roughly.
 
         The second, reversed one only where there is parallax to tell it by.
         """
-        scene, e = self.start, self.evidence
-        damping = torch.full_like(e.log_focal, 1e-3)
-        for _ in range(_COARSE_ROUNDS):
-            e = self.weighed(scene, e.scale, 6, hold=False)
-            scene, damping, _ = adjust(scene, e, damping.clamp(max=1e-2), _COARSE_ITERATIONS)
-        first, second = likelihood(scene, e).view(2, -1)
-        second_better = ((second < first) & ~(self.spread[: len(first)] < LEAST)) | first.isnan()
-        best, start = (
-            Scene(*(choose(second_better, b, a) for a, b in (v.chunk(2) for v in s)))
-            for s in (scene, self.start)
-        )
-        return best, start
+        scene, scale = self.start, self.evidence.scale
+        damping = torch.full_like(scene.log_focal, 1e-3)
+        spread = self.spread
+        for i in range(_COARSE_ROUNDS):
+            fit = self.fit(scene, scale, 6)
+            if i == 0:
+                still = self.often & (self.mobility < 2)
+                spread = torch.where(still, fit.spread, torch.nan)
+            evidence, scale = self.weighed(fit, hold=None), fit.scale
+            scene, damping, _ = adjust(scene, evidence, damping.clamp(max=1e-2), _COARSE_ITERATIONS)
+        first, second = self.fit(scene, self.evidence.scale, 20).misfit.sum(1).chunk(2)
+        told = ~_narrow(spread.chunk(2)[0], torch.full_like(first, LEAST))
+        second_better = ((second < first) & told) | first.isnan()
 
-    def weighed(self, scene: Scene, scale: Tensor, iterations: int, hold: bool) -> Evidence:
-        """The evidence with each track's scale, from `scale`, and trust in the network by how near
-        the scene is to what it says: one Cauchy distribution a clip for cameras, and a narrower one
-        a track for points that are farther than it says, as those at infinity are. `hold`: depths
-        and focal length are held to the network's where there is no parallax, as along the valley
-        that they span the cost hardly changes.
+        def one(value: Tensor) -> Tensor:
+            a, b = value.chunk(2)
+            return choose(second_better, b, a).double()
+
+        def same(value: Tensor) -> Tensor:
+            return value.chunk(2)[0].double()
+
+        e = Evidence(*(same(value) for value in self.evidence))
+        e = e._replace(
+            **{
+                name: one(getattr(self.evidence, name))
+                for name in ("log_depth", "turn", "step", "step_weight")
+            }
+        )
+        problem = _Problem(
+            Scene(*(one(value) for value in self.start)),
+            e,
+            same(self.visibility),
+            self.often.chunk(2)[0],
+            same(self.mobility),
+            one(spread),
+        )
+        return problem, Scene(*(one(value) for value in scene))
+
+    def fit(self, scene: Scene, scale: Tensor, iterations: int) -> Fit:
+        """How a scene fits, the scales found from `scale`."""
+        return fit_of(scene, self.evidence, self.visibility, scale, iterations)
+
+    def weighed(self, fit: Fit, hold: Tensor | None) -> Evidence:
+        """The evidence with each track's scale, and trust in the network by how near the scene is
+        to what it says: one Cauchy distribution a clip for cameras, and a narrower one a track for
+        points that are farther than it says, as those at infinity are. `hold` (B,): where depths
+        and focal length are held to the network's as there is no parallax, along the valley that
+        they span the cost hardly changes.
         """
         e = self.evidence
-        scale = fit_scale(scene, e, scale, iterations)
-        trust = 1 / (1 + self.change(scene)[:, None])
-        depth = _in_front(to_camera(scene.points[:, None], scene.rotation, scene.position)[..., 2])
-        share = e.depth_weight / e.depth_weight.sum(1, keepdim=True).clamp(min=1e-9)
-        farther = (share * (depth.log() - e.log_depth)).sum(1, keepdim=True).clamp(min=0)
-        firmness = 1 / (1 + (farther / DEPTH).square()).square()
-        focal_weight = e.focal_weight
-        if hold:
-            held = self.flat(scene, self.static(scale))
-            firmness = torch.where(held[:, None, None], (DEPTH / HELD_DEPTH) ** 2, firmness)
-            focal_weight = torch.where(held, HELD_FOCAL**-2, focal_weight)
+        trust = (1 + fit.change[:, None]).reciprocal()
+        firmness, focal_weight = fit.firmness, e.focal_weight
+        if hold is not None:
+            firmness = torch.where(hold[:, None], (DEPTH / HELD_DEPTH) ** 2, firmness)
+            focal_weight = torch.where(hold, HELD_FOCAL**-2, focal_weight)
         return e._replace(
-            scale=scale,
+            scale=fit.scale,
             focal_weight=focal_weight,
-            depth_weight=firmness * e.depth_weight,
+            depth_weight=firmness[:, None] * e.depth_weight,
             turn_weight=trust * e.turn_weight,
             step_weight=trust * e.step_weight,
         )
 
-    def flat(self, scene: Scene, static: Tensor) -> Tensor:
+    def flat(self, fit: Fit, static: Tensor) -> Tensor:
         """Clips (B,) without parallax: tracks tell no depth, though by their drift they seem to."""
-        spread = torch.fmin(self.spread, parallax(scene, self.visibility, static))
         seen = static[:, None] & (self.visibility > 0)
-        square = torch.where(seen, _square(scene, self.evidence), torch.nan)
+        square = torch.where(seen, fit.square, torch.nan)
         offset = square.nanmedian(2).values.nanmedian(1).values.sqrt().rad2deg()
-        return spread < (CLEAR_PARALLAX * offset).clamp(max=LEAST)
-
-    def change(self, scene: Scene) -> Tensor:
-        """Mean square (B,) of how camera turns differ from the network's, in its deviations."""
-        turn, _ = camera_steps(scene.rotation, scene.position)
-        angle = rotation_angle(self.evidence.turn.mT @ turn)
-        weighed = angle.square() * self.evidence.turn_weight
-        return weighed.sum(1) / max(angle.shape[1], 1)
+        least = (CLEAR_PARALLAX * offset).clamp(max=LEAST)
+        spread = torch.where(static, fit.spread, torch.nan)
+        return _narrow(self.spread, least) | _narrow(spread, least)
 
     def fine(self, scene: Scene) -> tuple[Scene, Tensor]:
         """The scene adjusted to the end, and the share (B,) that its last step took off."""
-        e = self.evidence
-        gain = torch.ones_like(e.log_focal)
-        damping = torch.full_like(e.log_focal, 1e-4)
+        scale = self.evidence.scale
+        gain = torch.ones_like(scene.log_focal)
+        damping = torch.full_like(scene.log_focal, 1e-4)
         for _ in range(_FINE_ROUNDS):
-            e = self.weighed(scene, e.scale, 10, hold=True)
-            scene, damping, gain = adjust(scene, e, damping.clamp(max=1e-3), _FINE_ITERATIONS)
+            fit = self.fit(scene, scale, 10)
+            scale = fit.scale
+            evidence = self.weighed(fit, hold=self.flat(fit, self.static(scale)))
+            scene, damping, gain = adjust(
+                scene, evidence, damping.clamp(max=1e-3), _FINE_ITERATIONS
+            )
         return scene, gain
-
-    def scale(self, scene: Scene) -> Tensor:
-        """Each track's scale (B, N) about its static point, to the end."""
-        return fit_scale(scene, self.evidence, self.evidence.scale, 20)
 
     def static(self, scale: Tensor) -> Tensor:
         """Tracks (B, N) that a static point explains."""
-        return (scale * self.mobility < STATIC_SCALE) & (self.visibility.sum(1) >= STATIC_FRAMES)
+        return (scale * self.mobility < STATIC_SCALE) & self.often
 
-    def doubtful(self, scene: Scene, static: Tensor) -> Tensor:
-        """Clips (B,) whose cameras hang on few tracks, or follow what may well move.
+    def links(self, static: Tensor, change: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """How well static tracks link frames (B,): the share of pairs of frames that share few,
+        whether the clip falls into two parts that share hardly any, and whether its cameras are
+        doubtful: they hang on few tracks, or follow what may well move.
 
         The former: in most frames few static tracks lead to the next. The latter: most that do so
         move, and the others contradict the network by far more than it is usually wrong.
         """
-        thin, _ = self.links(static)
-        pairs = self.pairs()
-        share = (pairs * static[:, None]).sum((1, 2)) / pairs.sum((1, 2)).clamp(min=1)
-        far = CAMERA**2 * self.change(scene) > DOUBTED_CHANGE**2
-        return (thin > 0.5) | ((share < DOUBTED_SHARE) & far)
-
-    def pairs(self) -> Tensor:
-        """Tracks (B, T - 1, N) that are seen in a frame and in the next; one frame is its own."""
-        seen = self.visibility
-        return seen[:, 1:] * seen[:, :-1] if seen.shape[1] > 1 else seen
-
-    def links(self, static: Tensor) -> tuple[Tensor, Tensor]:
-        """How well static tracks link frames (B,): the share of pairs of frames that share few, and
-        whether the clip falls into two parts that share hardly any.
-        """
-        thin = (
-            ((self.pairs() * static[:, None]).sum(2) < LEAST_STATIC)
-            .to(self.visibility.dtype)
-            .mean(1)
-        )
-        seen = self.visibility * static[:, None]
+        seen, still = self.visibility, static[:, None]
+        # Seen in a frame and in the next; one frame is its own.
+        pairs = seen[:, 1:] * seen[:, :-1] if seen.shape[1] > 1 else seen
+        of_static = (pairs * still).sum(2)
+        thin = (of_static < LEAST_STATIC).to(seen.dtype).mean(1)
+        seen = seen * still
         before, after = seen.cummax(1).values, seen.flip(1).cummax(1).values.flip(1)
         across = (before[:, :-1] * after[:, 1:]).sum(2)
-        return thin, (across < LEAST_SHARED).any(1)
+        share = of_static.sum(1) / pairs.sum((1, 2)).clamp(min=1)
+        far = CAMERA**2 * change > DOUBTED_CHANGE**2
+        doubtful = (thin > 0.5) | ((share < DOUBTED_SHARE) & far)
+        return thin, (across < LEAST_SHARED).any(1), doubtful
 
 
 def fit_motion(
@@ -404,7 +428,7 @@ def fit_motion(
     focal = scene.log_focal.exp()[:, None]
     # What moves is as far as the network says, in each frame's scale of the static points.
     network = given.points_camera.to(focal.dtype)
-    depth = _in_front(network[..., 2])
+    depth, _ = _in_front(network[..., 2])
     still = to_camera(scene.points[:, None], scene.rotation, scene.position)[..., 2]
     still = still.clamp(min=1e-3)
     ratio = torch.where(static[:, None] & (visibility > 0), (still / depth).log(), torch.nan)
@@ -451,12 +475,50 @@ def fit_motion(
     )
 
 
-def fit_scale(scene: Scene, evidence: Evidence, scale: Tensor, iterations: int) -> Tensor:
-    """Each track's most likely Cauchy scale (B, N), no less than the noise.
+def likelihood(scene: Scene, evidence: Evidence) -> Tensor:
+    """Minus the log likelihood (B,) of static tracks, each at its best scale."""
+    scale = torch.full_like(evidence.scale, 10 * NOISE)
+    return fit_of(scene, evidence, evidence.weight, scale, 20).misfit.sum(1)
 
-    A fixed point of σ² = 2 mean(σ² r² / (σ² + r²)), from `scale`.
-    """
-    square, weight = _square(scene, evidence), evidence.weight
+
+def fit_of(
+    scene: Scene, evidence: Evidence, visibility: Tensor, scale: Tensor, iterations: int
+) -> Fit:
+    """How a scene fits its evidence: scales found from `scale`, rays of what is visible."""
+    e = evidence
+    if has_kernels(scale.device):
+        from fasttracks.kernels import adjust_fit as kernel
+
+        return Fit(*kernel.fit(scene, e, visibility, scale, iterations, NOISE, DEPTH))
+    camera = to_camera(scene.points[:, None], scene.rotation, scene.position)
+    focal = scene.log_focal.exp()[:, None].expand(camera.shape[:2])
+    square = (project(camera, focal) - e.positions).square().sum(-1)
+    scale = _scale(square, e.weight, scale, iterations)
+    terms = (scale / NOISE).log()[:, None] + torch.log1p(square / scale.square()[:, None])
+    off = camera[..., 2].clamp(min=MIN_DEPTH).log() - e.log_depth
+    farther = (e.depth_weight * off).sum(1) / e.depth_weight.sum(1).clamp(min=1e-9)
+    turn, _ = camera_steps(scene.rotation, scene.position)
+    change = (rotation_angle(e.turn.mT @ turn).square() * e.turn_weight).sum(1)
+    return Fit(
+        scale,
+        (e.weight * terms).sum(1),
+        (1 + (farther.clamp(min=0) / DEPTH).square()).square().reciprocal(),
+        ray_spread(scene.points, scene.position, visibility).rad2deg(),
+        square,
+        change / max(turn.shape[1], 1),
+    )
+
+
+def fit_scale(scene: Scene, evidence: Evidence, scale: Tensor, iterations: int) -> Tensor:
+    """Each track's most likely Cauchy scale (B, N), no less than the noise, from `scale`."""
+    camera = to_camera(scene.points[:, None], scene.rotation, scene.position)
+    focal = scene.log_focal.exp()[:, None].expand(camera.shape[:2])
+    square = (project(camera, focal) - evidence.positions).square().sum(-1)
+    return _scale(square, evidence.weight, scale, iterations)
+
+
+def _scale(square: Tensor, weight: Tensor, scale: Tensor, iterations: int) -> Tensor:
+    """A fixed point of σ² = 2 mean(σ² r² / (σ² + r²)), from `scale`."""
     if has_kernels(square.device):
         from fasttracks.kernels import fit_scale as kernel
 
@@ -469,27 +531,9 @@ def fit_scale(scene: Scene, evidence: Evidence, scale: Tensor, iterations: int) 
     return variance.sqrt()
 
 
-def likelihood(scene: Scene, evidence: Evidence) -> Tensor:
-    """Minus the log likelihood (B,) of static tracks, each at its best scale."""
-    scale = fit_scale(scene, evidence, torch.full_like(evidence.scale, 10 * NOISE), 20)
-    terms = (scale / NOISE).log()[:, None] + torch.log1p(
-        _square(scene, evidence) / scale.square()[:, None]
-    )
-    return (evidence.weight * terms).sum((1, 2))
-
-
-def parallax(scene: Scene, visibility: Tensor, still: Tensor) -> Tensor:
-    """Degrees (B,) that the views of still tracks (B, N) are spread over, those seen best."""
-    spread = ray_spread(scene.points, scene.position, visibility).rad2deg()
-    spread = torch.where(still & (visibility.sum(1) > 1), spread, torch.nan)
-    return spread.nanquantile(SHARE, dim=1)
-
-
-def _square(scene: Scene, evidence: Evidence) -> Tensor:
-    """Squared offsets (B, T, N)."""
-    camera = to_camera(scene.points[:, None], scene.rotation, scene.position)
-    focal = scene.log_focal.exp()[:, None].expand(camera.shape[:2])
-    return (project(camera, focal) - evidence.positions).square().sum(-1)
+def _narrow(spread: Tensor, least: Tensor) -> Tensor:
+    """Clips (B,) of whose tracks' spreads (B, N), where not NaN, a SHARE and more are below."""
+    return (spread < least[:, None]).sum(1) > SHARE * (spread >= 0).sum(1)
 
 
 def _reversed(scene: Scene) -> Scene:
@@ -507,23 +551,20 @@ def _reversed(scene: Scene) -> Scene:
     across = torch.stack([-one, -one, one])
     moved = ((scene.position - position) @ rotation * across) @ rotation.mT + position
     pivot = median * rotation[:, None, :, 2] + position
-    before, after = (normalize(pivot - place, dim=-1) for place in (scene.position, moved))
-    axis = torch.linalg.cross(before, after)
-    angle = torch.atan2(axis.norm(dim=-1), (before * after).sum(-1))
+    before, after = normalize(pivot - torch.stack([scene.position, moved]), dim=-1)
+    turn = cross_matrix(torch.linalg.cross(before, after))  # by the angle's sine
+    cos = (before * after).sum(-1)[..., None, None]
     return scene._replace(
-        rotation=exponential(normalize(axis, dim=-1) * angle[..., None]) @ scene.rotation,
+        rotation=scene.rotation + (turn + turn @ turn / (1 + cos)) @ scene.rotation,
         position=moved,
         points=(camera * (median / depth) ** 2) @ rotation.mT + position,
     )
 
 
-def _in_front(depth: Tensor) -> Tensor:
-    """Depths (B, T, N), none below a hundredth of their median."""
-    return depth.clamp(min=1e-3 + 1e-2 * _median(depth.abs())[:, None, None])
-
-
-def _double(scene: Scene) -> Scene:
-    return Scene(*(value.double() for value in scene))
+def _in_front(depth: Tensor) -> tuple[Tensor, Tensor]:
+    """Depths (B, T, N), none below a hundredth of their median, and this (B,)."""
+    median = _median(depth.abs())
+    return torch.maximum(depth, 1e-3 + 1e-2 * median[:, None, None]), median
 
 
 def _placed(scene: Scene, start: Scene) -> Scene:

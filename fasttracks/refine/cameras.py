@@ -221,7 +221,9 @@ def solve_cameras(system: Tensor, right: Tensor, free: Tensor) -> Tensor:
     S.mul_(unit[:, :, None]).mul_(unit[:, None])
     diagonal.add_(1e-9)
     factor, _ = torch.linalg.cholesky_ex(S)  # a failure gives NaN: a step that is not taken
-    step = torch.cholesky_solve((unit * free * right)[..., None], factor)[..., 0] * unit
+    # cholesky_solve would copy the factor, which has gigabytes for a long clip.
+    half = torch.linalg.solve_triangular(factor, (unit * free * right)[..., None], upper=False)
+    step = torch.linalg.solve_triangular(factor.mT, half, upper=True)[..., 0] * unit
     return step.to(right.dtype)
 
 

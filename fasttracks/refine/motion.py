@@ -51,8 +51,9 @@ def adjust_motion(motion: Motion, sight: Sight, rounds: int) -> Motion:
     damping = torch.full_like(sight.reach, 1e-3)
     current = cost(motion, sight)
     for _ in range(rounds):
+        prior = _prior(motion.coefficients, sight)
         for _ in range(2):
-            motion, current, damping = _step_basis(motion, sight, current, damping)
+            motion, current, damping = _step_basis(motion, sight, prior, current, damping)
         motion, current = _step_coefficients(motion, sight, current)
     return _normalised(motion)
 
@@ -105,13 +106,11 @@ def principal(points: Tensor, count: int) -> Tensor:
     time = (torch.arange(frames, dtype=gram.dtype, device=gram.device) + 0.5) * (math.pi / frames)
     order = torch.arange(1, count + 1, dtype=gram.dtype, device=gram.device) % frames
     space = (time[:, None] * order).cos().expand(len(gram), -1, -1)
-    identity = torch.eye(count, dtype=gram.dtype, device=gram.device)
     for _ in range(8):
         space = gram @ space
         square = space.mT @ space
-        unit = square.diagonal(dim1=1, dim2=2).rsqrt()
-        space = space * unit[:, None]
-        space = space @ inverse_factor(square * unit[:, None] * unit[..., None] + 1e-12 * identity)
+        square.diagonal(dim1=1, dim2=2).mul_(1 + 1e-12)
+        space = space @ inverse_factor(square)
     return space
 
 
@@ -143,8 +142,16 @@ def _second_differences(frames: int, like: Tensor) -> Tensor:
     return torch.eye(frames, dtype=like.dtype, device=like.device).diff(n=2, dim=0)
 
 
+def _prior(coefficients: Tensor, sight: Sight) -> Tensor:
+    """What is known of tracks' bases, (B, N, K, K): their size, and that they bend little."""
+    bend = coefficients.diff(n=2, dim=1)
+    linear = (bend.mT @ bend)[:, None] * sight.smooth[..., None, None]
+    linear.diagonal(dim1=2, dim2=3)[..., 1:].add_(1 / sight.reach.square()[..., None])
+    return linear
+
+
 def _step_basis(
-    motion: Motion, sight: Sight, current: Tensor, damping: Tensor
+    motion: Motion, sight: Sight, prior: Tensor, current: Tensor, damping: Tensor
 ) -> tuple[Motion, Tensor, Tensor]:
     """One damped step of each track's basis; its cost and damping too, before and after."""
     c, basis = motion
@@ -152,24 +159,18 @@ def _step_basis(
     H, g = _by_point(motion, sight)
     pairs = (c[..., None] * c[..., None, :]).flatten(2)  # (B, T, K K)
     A = (pairs.mT @ H.flatten(2)).view(batch, bases, bases, tracks, 3, 3)
-    A = A.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)  # (B, N, 3 K, 3 K)
-    right = -(c.mT @ g.flatten(2)).view(batch, bases, tracks, 3)
-
-    bend = _second_differences(c.shape[1], c) @ c
-    bend = (bend.mT @ bend)[:, None] * sight.smooth[..., None, None]  # (B, N, K, K)
-    ridge = c.new_ones(bases)
-    ridge[:1] = 0
-    linear = bend + torch.diag_embed(ridge / sight.reach.square()[..., None])
-    right = right - (linear @ basis.transpose(1, 2)).transpose(1, 2)
-    eye = torch.eye(3, dtype=c.dtype, device=c.device)
-    A = A + (linear[..., :, None, :, None] * eye[:, None]).flatten(4).flatten(2, 3)
-    diagonal = A.diagonal(dim1=-2, dim2=-1)
+    A = A.permute(0, 3, 1, 4, 2, 5).contiguous()  # (B, N, K, 3, K, 3)
+    A.diagonal(dim1=3, dim2=5).add_(prior[..., None])
+    A = A.view(batch, tracks, 3 * bases, 3 * bases)
+    right = (c.mT @ g.flatten(2)).view(batch, bases, tracks, 3).transpose(1, 2)
+    right = right + prior @ basis.transpose(1, 2)
+    diagonal = A.diagonal(dim1=2, dim2=3)
     floor = 1e-9 * diagonal.mean(-1, keepdim=True) + 1e-12
-    A = A + torch.diag_embed(damping[..., None] * diagonal + floor)
-    step = solve(A, right.transpose(1, 2).flatten(2)[..., None])
+    diagonal.add_(damping[..., None] * diagonal + floor)
+    step = solve(A, right.flatten(2)[..., None])
     step = step.view(batch, tracks, bases, 3).transpose(1, 2)
 
-    trial = motion._replace(basis=basis + step)
+    trial = motion._replace(basis=basis - step)
     after = cost(trial, sight)
     better = after < current
     basis = torch.where(better[:, None, :, None], trial.basis, basis)
@@ -203,23 +204,26 @@ def _step_coefficients(motion: Motion, sight: Sight, current: Tensor) -> tuple[M
     """One step of each clip's coefficients, lightly damped; the tracks' cost too."""
     c, basis = motion
     H, g = _by_point(motion, sight)
-    b = basis[:, 1:].transpose(1, 2)  # (B, N, K - 1, 3)
-    frames, free = c.shape[1], b.shape[2]
-    Hb = (b[:, None] @ H).transpose(2, 3).flatten(3)  # (B, T, K - 1, N 3)
-    A = Hb @ b.transpose(1, 2).flatten(2).mT[:, None]
-    right = -(b[:, None] @ g[..., None])[..., 0].sum(2)
+    b, own = basis[:, 1:], c[..., 1:]
+    frames, free = own.shape[1:]
+    # Of each point, products of what two coefficients move it by: (B, K - 1, K - 1, N, 3, 3).
+    pairs = b[:, :, None, ..., None] * b[:, None, ..., None, :]
+    A = (H.flatten(2) @ pairs.flatten(3).flatten(1, 2).mT).view(-1, frames, free, free)
+    b = b.flatten(2)
+    right = -(g.flatten(2) @ b.mT)
+    bend = (b * sight.smooth.repeat_interleave(3, 1)[:, None]) @ b.mT  # (B, K - 1, K - 1)
     D = _second_differences(frames, c)
-    bend = (sight.smooth[..., None, None] * (b @ b.mT)).sum(1)  # (B, K - 1, K - 1)
     stiff = D.mT @ D
-    right = right - stiff @ c[..., 1:] @ bend
+    right = right - stiff @ own @ bend
     # Without a prior nothing would hold the coefficients of a basis that hardly moves anything.
     prior = _COEFFICIENT_WEIGHT / frames
-    right = right - prior * c[..., 1:]
-    own = A + prior * torch.eye(free, dtype=c.dtype, device=c.device)
-    diagonal = (own + stiff.diagonal()[:, None, None] * bend[:, None]).diagonal(dim1=-2, dim2=-1)
-    damping = 1e-2 * diagonal + 1e-9 * diagonal.mean((1, 2), keepdim=True) + 1e-12
-    step = _solve_bent(own + torch.diag_embed(damping), stiff, bend, right)
-    trial = motion._replace(coefficients=torch.cat([c[..., :1], c[..., 1:] + step], -1))
+    right = right - prior * own
+    held = A.diagonal(dim1=2, dim2=3)
+    diagonal = held + prior + stiff.diagonal()[:, None] * bend.diagonal(dim1=1, dim2=2)[:, None]
+    floor = 1e-9 * diagonal.mean((1, 2), keepdim=True) + (1e-12 + prior)
+    held.add_(1e-2 * diagonal + floor)
+    step = _solve_bent(A, stiff, bend, right)
+    trial = motion._replace(coefficients=torch.cat([c[..., :1], own + step], -1))
     after = cost(trial, sight)
     less = prior * (c.square() - trial.coefficients.square()).sum((1, 2))
     better = after.sum(1) < current.sum(1) + less

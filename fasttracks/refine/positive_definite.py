@@ -37,21 +37,26 @@ def solve_chain(own: Tensor, beside: Tensor, right: Tensor) -> Tensor:
     if count == 1:
         return solve(own, right)
     odd, two = count // 2, (count - 1) // 2  # blocks that go, and those with two neighbours
-    before, after = beside[:, ::2], beside[:, 1::2].mT
-    latter = torch.cat([after.mT, after.new_zeros(len(own), odd - two, size, size)], 1)
-    sides = torch.cat([before.mT, latter, right[:, 1::2]], -1)
-    by_former, by_latter, alone = solve(own[:, 1::2], sides).tensor_split((size, 2 * size), -1)
-    own, right = own[:, ::2].clone(), right[:, ::2].clone()
-    own[:, :odd] -= before @ by_former
-    own[:, 1 : two + 1] -= after @ by_latter[:, :two]
-    right[:, :odd] -= before @ alone
-    right[:, 1 : two + 1] -= after @ alone[:, :two]
-    even = solve_chain(own, -(before @ by_latter)[:, :two], right)
-    alone = alone - by_former @ even[:, :odd]
+    before, latter = beside[:, ::2], beside[:, 1::2]
+    after = latter.mT
+    if two < odd:
+        latter = torch.cat([latter, latter.new_zeros(len(own), 1, size, size)], 1)
+    sides = torch.cat([latter, before.mT, right[:, 1::2]], -1)
+    solved = solve(own[:, 1::2], sides)
+    by_latter, by_former, alone = solved.tensor_split((size, 2 * size), -1)
+    whole = torch.cat([own[:, ::2], right[:, ::2]], -1)
+    taken = before @ solved
+    whole[:, :odd] -= taken[..., size:]
+    beyond = -taken[:, :two, :, :size]
+    taken = after @ solved[:, :two]
+    whole[:, 1 : two + 1, :, :size] -= taken[..., :size]
+    whole[:, 1 : two + 1, :, size:] -= taken[..., 2 * size :]
+    even = solve_chain(whole[..., :size], beyond, whole[..., size:])
+    alone -= by_former @ even[:, :odd]
     alone[:, :two] -= by_latter[:, :two] @ even[:, 1 : two + 1]
-    whole = even.new_empty(len(even), count, *even.shape[2:])
-    whole[:, ::2], whole[:, 1::2] = even, alone
-    return whole
+    found = even.new_empty(len(even), count, *even.shape[2:])
+    found[:, ::2], found[:, 1::2] = even, alone
+    return found
 
 
 def inverse_factor(system: Tensor) -> Tensor:

@@ -182,7 +182,10 @@ class Stream:
         return self.push(*self._tracker.push(image), time=time)
 
     def finish(self) -> list[Final]:
-        """Cameras of the frames that are still in the window; the stream begins anew after it."""
+        """Cameras of the frames that are still in the window; the stream begins anew after it.
+
+        Frames after the last look, fewer than a hop, have none.
+        """
         self._reset("finished")
         done, self._pending, self._reason = self._pending, [], None
         return done
@@ -191,13 +194,12 @@ class Stream:
         """Show the window to the network and join it to the world."""
         shown, own = self._slots.inputs()
         anew = self._last is None
-        window, own_slots, fresh = map(torch.from_numpy, (shown, own, self._slots.fresh))
-        seen = self._world.push(window, own_slots, fresh, anew)
-        if not anew and (fault := _fault(seen)):
+        seen = self._world.push(shown, own, self._slots.fresh, anew)
+        if seen and not anew and (fault := _fault(seen)):
             self._end_segment(fault)
             anew = True
-            seen = self._world.push(window, own_slots, fresh, anew)
-        if not all(bool(value.isfinite().all()) for value in seen):
+            seen = self._world.push(shown, own, self._slots.fresh, anew)
+        if seen is None:
             self._reset("the network's answer is not finite")
             return None
         self._slots.fresh[:] = False

@@ -5,6 +5,7 @@ All of it, the network included, is one function of tensors, captured as a CUDA 
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from fasttracks.geometry import Prediction
 from fasttracks.graphs import capture
 from fasttracks.inputs import hold
 from fasttracks.long.assemble import mobility_in, sureness
-from fasttracks.long.join import Shared, join, nearest_rotation
+from fasttracks.long.join import Shared, join, nearest_rotation, turned
 from fasttracks.network import TracksTo4D
 from fasttracks.refine.bundle import bundle_tensors
 
@@ -50,44 +51,51 @@ class World:
     def __init__(self, model: TracksTo4D, frames: int, tracks: int, hop: int, refine: bool) -> None:
         self._model, self._hop, self._refine = model, hop, refine
         heads = model.points.weight
-        self._window = heads.new_zeros(frames, tracks, 3, dtype=torch.float32)
-        self._flags = torch.zeros(3, tracks, device=heads.device)
+        # What is given: the window, then flags of tracks; staged where the GPU reads it itself.
+        self._given = heads.new_zeros((frames + 1) * tracks * 3, dtype=torch.float32)
+        self._staged = torch.zeros(self._given.shape, pin_memory=heads.is_cuda)
+        self._window, self._flags = _parts(self._given, frames, tracks)
         double = heads.new_zeros((), dtype=torch.float64)
         eye = torch.eye(3, dtype=double.dtype, device=double.device)
-        self._state = State(
+        self._blank = State(
             eye.repeat(frames, 1, 1),
             double.new_zeros(frames, 3),
             double.new_zeros(frames),
             double.new_zeros(tracks, 3),
             double.new_zeros(tracks),
-            double.clone(),
-            double.clone(),
+            double,
+            double,
         )
+        self._state = State(*(value.clone() for value in self._blank))
         self._sizes: Seen | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._flat = torch.zeros(0)
         if heads.is_cuda:
             with torch.cuda.device(heads.device), torch.no_grad():
                 self._graph, self._flat = capture(self._work)
-            for value in self._state:  # capturing ran once, on nothing
-                value.zero_()
-            self._state.rotation.copy_(eye.expand_as(self._state.rotation))
+            self._state.started.zero_()  # capturing ran once, on nothing
 
-    def push(self, window: Tensor, own: Tensor, fresh: Tensor, anew: bool) -> Seen:
+    def push(
+        self, window: np.ndarray, own: np.ndarray, fresh: np.ndarray, anew: bool
+    ) -> Seen | None:
         """Join a window (T, N, 3), `hop` frames after the last one.
 
         own (N,) bool: slots that don't repeat another's track; fresh (N,) bool: slots with another
-        track than before; anew: begin a world of its own. Returns tensors on the CPU.
+        track than before; anew: begin a world of its own. Returns tensors on the CPU; None where
+        not all is finite, after which the next world has to begin anew.
         """
-        self._window.copy_(window)
-        flags = torch.stack([own, fresh, torch.full_like(own, anew)])
-        self._flags.copy_(flags)
+        staged, flags = (part.numpy() for part in _parts(self._staged, *window.shape[:2]))
+        staged[:] = window
+        flags[0], flags[1], flags[2] = own, fresh, anew
+        self._given.copy_(self._staged, non_blocking=True)
         if self._graph is None:
             with torch.no_grad():
                 self._flat = self._work()
         else:
             self._graph.replay()
         flat = self._flat.cpu()
+        if not np.isfinite(flat.numpy()).all():
+            return None
         assert self._sizes is not None
         return Seen(*torch._utils._unflatten_dense_tensors(flat, self._sizes))
 
@@ -104,7 +112,8 @@ class World:
     def _step(self, state: State) -> tuple[State, Seen]:
         hop = self._hop
         own, fresh, anew = self._flags.double()
-        started = state.started * (1 - anew[0])
+        begun = (state.started > 0) & (anew[0] == 0)
+        state = State(*(torch.where(begun, a, b) for a, b in zip(state, self._blank, strict=True)))
         tracks = hold(self._window)[None]
         prediction = self._model(tracks.to(self._model.points.weight.dtype))
         if self._refine:
@@ -120,9 +129,9 @@ class World:
 
         left = torch.cat([state.rotation[:hop].flatten(1), state.position[:hop]], 1)
         shift = (torch.arange(len(rotation), device=own.device) + hop).clamp(max=len(rotation) - 1)
-        frame_weight = state.frame_weight[shift] * started
+        frame_weight = state.frame_weight[shift]
         frame_weight[len(rotation) - hop :] = 0
-        point_weight = state.point_weight * (1 - fresh) * started
+        point_weight = state.point_weight * (1 - fresh)
         old_rotation, old_position = state.rotation[shift], state.position[shift]
         weight = visible * (sure * point_weight / (1 + point_weight))
         fit = join(
@@ -133,21 +142,20 @@ class World:
             state.log_scale,
         )
         log_scale = torch.lerp(state.log_scale, fit.similarity.scale.log(), _LOW_PASS)
-        log_scale = log_scale * started
-        first = started == 0
-        eye = torch.eye(3, dtype=rotation.dtype, device=rotation.device)
-        turn = torch.where(first, eye, fit.similarity.rotation)
+        log_scale = torch.where(begun, log_scale, 0.0)
+        eye = self._blank.rotation[0]
+        turn = torch.where(begun, fit.similarity.rotation, eye)
         scale = log_scale.exp()
         # The scale that is taken is not quite the fit's: the newest shared camera goes where that
         # brings it.
         pivot = position[len(rotation) - hop - 1]
-        shift_by = fit.similarity.points(pivot) - scale * turn @ pivot
-        shift_by = torch.where(first, 0.0, shift_by)
+        shift_by = fit.similarity.points(pivot) - scale * turned(pivot, turn)
+        shift_by = torch.where(begun, shift_by, 0.0)
 
         rotation = turn @ rotation
-        position = scale * position @ turn.mT + shift_by
-        static = scale * static @ turn.mT + shift_by
-        newest = scale * p.points[0, -1].double() @ turn.mT + shift_by
+        moved = torch.cat([position, static, p.points[0, -1].double()])
+        moved = scale * turned(moved, turn) + shift_by
+        position, static, newest = moved.split([len(position), len(static), len(static)])
 
         # Windows see their middle best.
         count = len(rotation)
@@ -169,7 +177,7 @@ class World:
             points,
             (point_weight + more).clamp(max=_MEMORY),
             log_scale,
-            torch.ones_like(started),
+            torch.ones_like(state.started),
         )
         seen = Seen(
             left,
@@ -181,3 +189,9 @@ class World:
             fit.residual,
         )
         return state, seen
+
+
+def _parts(flat: Tensor, frames: int, tracks: int) -> tuple[Tensor, Tensor]:
+    """A window (T, N, 3) and flags (3, N), views of a flat tensor."""
+    window, flags = flat.split([frames * tracks * 3, 3 * tracks])
+    return window.view(frames, tracks, 3), flags.view(3, tracks)

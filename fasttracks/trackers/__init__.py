@@ -1,6 +1,7 @@
 """From a video to point tracks: one interface, several trackers."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ from fasttracks.trackers.queries import GRID, Tracker, grid_queries
 from fasttracks.tracks import Tracks
 from fasttracks.video import Video, check_count, read_video
 
-__all__ = ["GRID", "Tracker", "get_tracker", "grid_queries", "read_whole", "to_tracks", "track"]
+__all__ = ["GRID", "Tracker", "configured", "get_tracker", "grid_queries", "read_whole",
+           "to_tracks", "track"]  # fmt: skip
 
 
 def track(
@@ -18,7 +20,7 @@ def track(
     tracker: str = "klt",
     *,
     start: float = 0.0,
-    frames: int | None = 50,
+    frames: int | None = None,
     every: int = 1,
     max_size: int | None = 1024,
     progress: bool = False,
@@ -47,7 +49,7 @@ def track(
 
 
 def read_whole(
-    video: str | os.PathLike[str], *, frames: int | None = 50, every: int = 1, **options: Any
+    video: str | os.PathLike[str], *, frames: int | None = None, every: int = 1, **options: Any
 ) -> Video:
     """What `read_video` keeps, and all frames between, for a tracker to go through."""
     for name, value in (("frames", frames), ("every", every)):
@@ -99,6 +101,36 @@ def _colors(frames: np.ndarray, tracks: np.ndarray, visibility: np.ndarray) -> n
     seen = np.where(visibility.T[..., None], frames[np.arange(count), y, x], np.nan)
     seen[~visibility.any(0)] = 128
     return np.nanmedian(seen, axis=1).astype(np.uint8)
+
+
+def configured(
+    name: str,
+    *,
+    checkpoint: str | None = None,
+    device: str = "auto",
+    grid: int | None = None,
+    mask: str | None = None,
+) -> Tracker:
+    """The tracker that options of the command line ask for: klt needs no checkpoint and no device.
+
+    Args:
+        name: as `get_tracker` takes it.
+        checkpoint: of a tracker that is a network.
+        device: of the same.
+        grid: start so many points along each side; None: as the tracker does, or `GRID`.
+        mask: an image; start points where it is bright.
+    """
+    if name == "klt" and checkpoint:
+        raise InputError("--checkpoint: expected with --tracker tapnext or cotracker, not with klt")
+    network = {"checkpoint": checkpoint, "device": device}
+    tracker = get_tracker(name, **{} if name == "klt" else network)
+    if grid is None and mask is None:
+        return tracker
+    from fasttracks.image_files import read_image
+    from fasttracks.trackers.gridded import Gridded
+
+    image = None if mask is None else read_image(Path(mask))
+    return Gridded(tracker, GRID if grid is None else grid, image)
 
 
 def get_tracker(name: str, **options: Any) -> Tracker:

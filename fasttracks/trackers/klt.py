@@ -11,8 +11,10 @@ from fasttracks.trackers.follower import Flow, Follower, Frame, Thresholds
 from fasttracks.trackers.queries import check_frames, check_queries, usual_count
 from fasttracks.trackers.seeding import Grid, moving, place
 
-FIRST = 0.4  # of the tracks start in the first frame
-BETWEEN = 10  # frames between later starts
+BETWEEN = 10  # frames between starts
+FIRST, LATER = 0.4, 10  # share of the tracks that begin at the first start, and how many times as
+# many they are at most as begin at a later one
+PER_FRAME, MOST = 3, 4000  # tracks of a long clip
 SPARE = 1.2  # times as many tracks as asked for, as some are seen in one frame
 
 
@@ -21,7 +23,8 @@ class KLT(Thresholds):
     """Follows each point from its frame forwards and backwards; see `Follower`.
 
     Attributes:
-        tracks: how many, if no queries are given; None: 900 of 50 frames, more of longer clips.
+        tracks: how many, if no queries are given; None: 900 of 50 frames, up to 4000 of longer
+            clips.
         The others: see `Thresholds`.
     """
 
@@ -44,19 +47,19 @@ class KLT(Thresholds):
         from tqdm import tqdm
 
         check_frames(frames)
-        prepared: list[Frame] = []
         flows: list[Flow] = []
-        for image in tqdm(frames, desc="flow", unit="frame", disable=not progress):
-            prepared.append(Frame(image))
-            if len(prepared) > 1:
-                flows.append(Flow(*prepared[-2:]))
+        before = Frame(frames[0])
+        for image in tqdm(frames[1:], desc="flow", unit="frame", disable=not progress):
+            frame = Frame(image)
+            flows.append(Flow(before, frame))
+            before = frame
         with tqdm(total=2 * len(frames), desc="track", unit="frame", disable=not progress) as bar:
             if queries is not None:
                 queries = check_queries(queries, frames)
-                return self._both_ways(prepared, flows, queries[:, 0].astype(int), queries, bar)
-            count = self.tracks or usual_count(len(frames))
+                return self._both_ways(frames, flows, queries[:, 0].astype(int), queries, bar)
+            count = self.tracks or max(usual_count(len(frames)), min(PER_FRAME * len(frames), MOST))
             start = _starts(len(frames), round(SPARE * count))
-            tracks, visible = self._both_ways(prepared, flows, start, None, bar)
+            tracks, visible = self._both_ways(frames, flows, start, None, bar)
         often = np.flatnonzero(visible.sum(0) > 1)
         often = often if len(often) else np.arange(len(start))
         kept = often[np.linspace(0, len(often) - 1, min(count, len(often))).round().astype(int)]
@@ -64,7 +67,7 @@ class KLT(Thresholds):
 
     def _both_ways(
         self,
-        frames: Sequence[Frame],
+        frames: np.ndarray,
         flows: Sequence[Flow],
         start: np.ndarray,
         queries: np.ndarray | None,
@@ -74,7 +77,7 @@ class KLT(Thresholds):
 
         Without `queries` (N, 3) it is chosen on the way forwards where.
         """
-        count, grid = len(frames), Grid(frames[0].size)
+        count, grid = len(frames), Grid(np.array(frames.shape[2:0:-1], np.float32))
         tracks = np.zeros((count, len(start), 2), np.float32)
         visible = np.zeros(tracks.shape[:2], bool)
         points = np.zeros((len(start), 2), np.float32) if queries is None else queries[:, 1:]
@@ -83,7 +86,8 @@ class KLT(Thresholds):
         for forward, way in ((True, ahead), (False, back[::-1])):
             follower, known = Follower(self), np.zeros(0, int)
             for t, before, flow in way:
-                follower.push(frames[t], flow)
+                frame = Frame(frames[t])  # made again: all of a long clip would not fit in memory
+                follower.push(frame, flow)
                 seen = follower.visible
                 visible[t, known] = seen
                 if len(known):
@@ -92,7 +96,7 @@ class KLT(Thresholds):
                 new = np.flatnonzero(start == t)
                 if len(new) and forward and queries is None:
                     subject = moving(grid, flows, t)
-                    points[new] = place(grid, frames[t], subject, follower.position[seen], len(new))
+                    points[new] = place(grid, frame, subject, follower.position[seen], len(new))
                 follower.add(points[new])
                 known = np.append(known, new)
                 tracks[t, new], visible[t, new] = points[new], True
@@ -103,6 +107,6 @@ class KLT(Thresholds):
 def _starts(frames: int, tracks: int) -> np.ndarray:
     """The frames (N,) that tracks start in: many in the first, the rest evenly."""
     later = sorted({*range(BETWEEN, frames, BETWEEN), frames - 1} - {0})
-    first = round(FIRST * tracks) if later else tracks
+    first = round(min(FIRST, LATER / (LATER + len(later))) * tracks) if later else tracks
     rest = np.array(later or [0])[np.arange(tracks - first) * len(later) // (tracks - first or 1)]
     return np.concatenate([np.zeros(first, int), rest])

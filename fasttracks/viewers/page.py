@@ -16,7 +16,8 @@ from fasttracks.summary import summary
 
 BEGINNING = "<!doctype html>\n<!--\nA reconstruction by fasttracks"  # of each page
 _TEMPLATE = Path(__file__).parent / "page.html"
-_IMAGE_SIDE = 640  # pixels of the longer side that video frames are shrunk to
+_IMAGE_SIDE = 640  # pixels of the longer side that video frames are shrunk to, and of more than
+_IMAGES = 160  # frames to so much less that the page stays of a size
 _UNSEEN = -(2**15)
 _SHOWN = ("frames", "tracks", "reprojection error")  # facts that the page says elsewhere
 _FPS = 25.0  # where a clip doesn't know its times
@@ -88,7 +89,8 @@ def _pack(rec: ReconstructionData, name: str, frames: Any) -> dict[str, Any]:
         "colors": None if rec.colors is None else _base64(rec.colors, "u1"),
     }
     if frames is not None:
-        images = [_jpeg(frame) for frame in frames_of(rec, frames)]
+        side = _IMAGE_SIDE * min(1.0, (_IMAGES / count) ** 0.5)
+        images = [_jpeg(frame, side) for frame in frames_of(rec, frames)]
         packed["images"] = [base64.b64encode(image).decode() for image in images]
     return packed
 
@@ -103,10 +105,10 @@ def _motion_levels(rec: ReconstructionData) -> tuple[np.ndarray, int]:
     return np.where(rec.moving, levels, levels.clip(max=threshold - 1)), threshold
 
 
-def _jpeg(frame: np.ndarray) -> bytes:
+def _jpeg(frame: np.ndarray, longest: float) -> bytes:
     import cv2
 
-    scale = min(1.0, _IMAGE_SIDE / max(frame.shape[:2]))
+    scale = min(1.0, longest / max(frame.shape[:2]))
     size = [max(1, round(side * scale)) for side in frame.shape[1::-1]]
     small = cv2.resize(np.ascontiguousarray(frame[..., ::-1]), size, interpolation=cv2.INTER_AREA)
     return cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()

@@ -41,6 +41,7 @@ function compose(coefficients, basis, frames, bases, width) {
   for (let t = 0; t < frames; t++) {
     for (let k = 0; k < bases; k++) {
       const weight = coefficients[t * bases + k];
+      if (weight === 0) continue; // most are, in a long clip
       for (let i = 0; i < width; i++) positions[t * width + i] += weight * basis[k * width + i];
     }
   }

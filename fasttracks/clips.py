@@ -98,7 +98,7 @@ class _Part(NamedTuple):
 class _Layout(NamedTuple):
     """What an answer (B, n) holds, in float32's places, one after the other."""
 
-    numbers: int  # float64: whether it is finite, `Counts` if a GPU counted, how adjustment went
+    numbers: int  # float64: the largest, `Counts` if a GPU counted, how adjustment went
     parts: Sequence[_Part]  # a clip's: those of `_fields`; tracks and what was seen, of a GPU's
     outcome: Sequence[str | None]  # of refinement, as far as the host knows it
 
@@ -186,7 +186,7 @@ def _judge(started: Started, i: int, numbers: Sequence[float]) -> None:
         known = clip.intrinsics is not None
         if not unremarkable(counts, frames, tracks, clip.image_size, known):
             clip.checked()
-    if not numbers[0]:
+    if not math.isfinite(numbers[0]):
         raise InputError("model: its prediction is not finite; the weights or intrinsics are off")
 
 
@@ -247,9 +247,11 @@ def _on_device(clips: Sequence[Clip], model: TracksTo4D | Engine, refine: str, w
 
     def fill(there: Tensor) -> None:
         there[:sent].copy_(here[:sent], non_blocking=True)
-        views = _views(there, begins, parts) if later else []
         for j, i, value in later:
-            to = views[j][i]
+            shape, dtype = parts[j]
+            size = parts[j].size // batch
+            begin = begins[j] + i * size
+            to = there[begin : begin + size].view(dtype).view(shape[1:])
             to.copy_(value) if isinstance(value, Tensor) else to.fill_(value)
 
     def work(there: Tensor) -> tuple[Tensor, _Layout]:
@@ -332,7 +334,8 @@ def _answer(
     with torch.no_grad():
         prediction, how, outcome = _predict(forward, whole, network, given, refine)
     fields = [*_fields(prediction, given.cameras), *more]
-    numbers = [torch.isfinite(prediction.projection).flatten(1).all(1)[:, None].double()]
+    largest = torch.linalg.vector_norm(prediction.projection.flatten(1), torch.inf, 1, True)
+    numbers = [largest.double()]  # finite if all is
     numbers += [counted()] if counted else []
     numbers += [] if how is None else [how]
     flat = [p.reshape(len(p), -1).view(torch.float32) for p in (torch.cat(numbers, 1), *fields)]

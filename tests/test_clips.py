@@ -9,7 +9,7 @@ from helpers import relative, tiny_network
 from test_plausible import K, N, T, pixels
 
 import fasttracks
-from fasttracks import InputError, batch
+from fasttracks import InputError, clips
 from fasttracks.tracks import Tracks
 
 SIZE = (480, 640)
@@ -26,7 +26,7 @@ def model():
 @pytest.fixture
 def quick(monkeypatch, kernel_device):
     """As on a GPU with kernels; to call for the usual way again."""
-    monkeypatch.setattr(batch, "_has_kernels", lambda network: True)
+    monkeypatch.setattr(clips, "_has_kernels", lambda network: True)
     return monkeypatch.undo
 
 
@@ -126,7 +126,7 @@ def test_what_can_hardly_be_is_warned_of_at_the_call(quick, model, tracks, said)
 
 
 def test_usual_tracks_are_not_looked_at(quick, model, monkeypatch):
-    monkeypatch.setattr(batch, "check", lambda clip: pytest.fail("looked at"))
+    monkeypatch.setattr(clips, "check", lambda clip: pytest.fail("looked at"))
     outside = pixels()
     outside[:, :5] += 300
     normalised = (pixels() - (319.5, 239.5)) / 600
@@ -159,8 +159,8 @@ def test_clips_of_several_shapes_come_back_in_their_order(model):
 def test_a_result_not_waited_for_says_what_is_wrong_when_looked_at(
     model, monkeypatch, kernel_device
 ):
-    monkeypatch.setattr(batch, "_has_kernels", lambda network: True)
-    monkeypatch.setattr(batch, "_is_host", lambda home: False)
+    monkeypatch.setattr(clips, "_has_kernels", lambda network: True)
+    monkeypatch.setattr(clips, "_is_host", lambda home: False)
     rec = fasttracks.reconstruct(torch.from_numpy(pixels() * 4), image_size=SIZE, model=model)
     for look in (rec.check, rec.numpy, rec.__repr__, lambda: rec[:5], lambda: rec.scaled(2)):
         with pytest.raises(InputError, match="larger one"):
