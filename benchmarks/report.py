@@ -70,7 +70,8 @@ def filled(text: str) -> str:
 
 def documents() -> Iterator[Path]:
     """The project's own Markdown files."""
-    for place in ("*.md", "docs/*.md", "benchmarks/*.md", "kernels/*.md", "fasttracks/*/*.md"):
+    rooms = ("docs", "benchmarks", "kernels", "native", "fasttracks/*")
+    for place in ("*.md", *(f"{room}/*.md" for room in rooms)):
         yield from sorted(ROOT.glob(place))
 
 

@@ -431,6 +431,32 @@ def native() -> str:
     return _table(lines)
 
 
+def programs() -> str:
+    """Exported programs beside the engine on a CPU, and the engine on a GPU."""
+    record, gpu = read("programs-cpu"), sizes(read(SHOWN))
+    labels = {"engine": "`Engine`, CPU", "onnx": "ONNX", "pt2": "`.pt2`"}
+    lines = []
+    for size in record["engine"]:
+        tracks, frames = map(int, size.split(" x "))
+        rows = {kind: record[kind].get(size, {}) for kind in labels}
+        errors = [max(row["largest difference"].values()) for row in rows.values() if row]
+        lines.append(
+            {
+                "tracks × frames": size.replace(" x ", " × "),
+                "`Engine`, H100": _number(
+                    gpu.get((tracks, frames), {}).get(OURS, {}).get("p50 ms"), " ms"
+                ),
+                **{labels[kind]: _number(row.get("CPU s"), " s") for kind, row in rows.items()},
+                "memory": " / ".join(
+                    f"{row['peak memory GB']:.1f}" if row else "–" for row in rows.values()
+                )
+                + " GB",
+                "largest difference": f"{max(errors):.0e}",
+            }
+        )
+    return _table(lines)
+
+
 _WAYS = {"parent": "kill -9 of the parent", "worker": "kill -9 of a worker", "ctrl-c": "Ctrl-C"}
 _WHEN = ("after a quarter", "at the end")  # of a run of `folders.py many`
 
@@ -452,6 +478,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "folders": folders,
     "long clips": long_clips,
     "native": native,
+    "programs": programs,
 }
 
 
