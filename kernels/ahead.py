@@ -109,4 +109,5 @@ class _Absent:
                 name = "libcuda.so.1"
                 link = ["-shared", f"-Wl,-soname,{name}", "-o", os.path.join(folder, name)]
                 subprocess.run([compiler, *link, "-x", "c", os.devnull], check=True)
+                os.symlink(name, os.path.join(folder, "libcuda.so"))  # its name to Triton 3.5
             knobs.nvidia.libcuda_path = folder
