@@ -334,7 +334,8 @@ def cold_starts(folder: Path) -> dict[str, Any]:
             timeout=150, check=False, capture_output=True, text=True,
         )  # fmt: skip
         found["compile s"] = round(time.perf_counter() - start, 1)
-        found["compile"] = f"{done.returncode}: {done.stdout}{done.stderr}"[-3000:]
+        said = f"{done.stdout}{done.stderr}".replace(str(folder), "a new cache")
+        found["compile"] = f"{done.returncode}: {said}"[-3000:]
         print(f"compile: {found['compile s']} s, {found['compile']}", flush=True)
         for name in ("filled", "filled, bundle", "filled, again", "filled, bundle, again"):
             first(name, folder)
