@@ -20,7 +20,7 @@ from fasttracks.backends import TORCH
 from fasttracks.engine import MOST_TOKENS, Engine, Work, at_once, do, run
 from fasttracks.errors import InputError
 from fasttracks.geometry import Prediction
-from fasttracks.long.windows import LONGEST, focal_correction
+from fasttracks.long.windows import FOCAL_TRACKS, LONGEST, focal_correction
 from fasttracks.network import TracksTo4D, runnable
 from fasttracks.plausible import Counts, check, unremarkable
 from fasttracks.reconstruction import Reconstruction
@@ -29,7 +29,6 @@ from fasttracks.tracks import Tracks, guessed_camera
 if TYPE_CHECKING:
     from fasttracks.kernels.prepare import Prepared
 
-_FOCAL_TRACKS = 128  # whose focal length is nearly that of a thousand
 _ALIGNED = 16  # bytes, as kernels expect it of what they read
 
 _NUMPY = {torch.uint8: np.uint8, torch.float32: np.float32, torch.float64: np.float64}
@@ -388,7 +387,7 @@ def _focal_correction(forward: _Forward, inputs: Tensor) -> Tensor:
     if inputs.shape[1] > LONGEST:
         each = torch.stack([focal_correction(forward, clip) for clip in inputs])
         return each.clamp(0.1, 10).to(inputs.dtype)
-    some = inputs[:, :, :: -(-inputs.shape[2] // _FOCAL_TRACKS)].contiguous()
+    some = inputs[:, :, :: -(-inputs.shape[2] // FOCAL_TRACKS)].contiguous()
     return forward(some).focal.mean(1).clamp(0.1, 10).to(inputs.dtype)
 
 

@@ -163,6 +163,13 @@ def guessed_camera(
     return np.array([[pixels, 0, x], [0, pixels, y], [0, 0, 1]])
 
 
+def focal_camera(tracks: Tracks, focal: float) -> np.ndarray:
+    """`Tracks.camera`, but with a focal length in pixels."""
+    camera = tracks.camera().copy()
+    camera[:, (0, 1), (0, 1)] = focal
+    return camera
+
+
 def normalise(pixels: np.ndarray, camera: np.ndarray) -> np.ndarray:
     """Pixels (..., N, 2) to normalised image coordinates, by intrinsics (..., 3, 3)."""
     homogeneous = np.concatenate([pixels, np.ones_like(pixels[..., :1])], -1)

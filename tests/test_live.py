@@ -77,7 +77,7 @@ def test_live_records_for_rerun(capsys):
 
 @pytest.mark.skipif(PROGRAM is None, reason="needs Chromium")
 def test_page_grows_while_frames_arrive():
-    from fasttracks.viewers.live import Page
+    from fasttracks.viewers.live import Newest, Page
 
     page = Page(8432)
     g = np.random.default_rng(0)
@@ -90,7 +90,7 @@ def test_page_grows_while_frames_arrive():
         some = np.arange(30 * (t + 1))
         image = np.full((160, 120, 3), 20 * t, np.uint8)
         words = {"tracks alive": f"{len(some)}"}
-        page.show(pose, intrinsics, some, points[some], some % 10 == 0, image, words)
+        page.show(Newest(pose, intrinsics, some, points[some], some % 10 == 0, image, words))
 
     show(0)
     try:

@@ -8,12 +8,9 @@ from collections.abc import Generator, Sequence
 from functools import partial
 from typing import Any
 
-import cv2
-import torch
-
 from fasttracks.batch.index import Row
 from fasttracks.batch.settings import Settings
-from fasttracks.batch.stages import Reconstructor, track, write
+from fasttracks.batch.stages import Reconstructor, track, use_one_thread, write
 from fasttracks.errors import InputError
 
 _AT_ONCE = 16  # clips that an actor is given
@@ -84,12 +81,12 @@ def _unpacked(packed: dict[str, Any]) -> Row:
 
 
 def _track(packed: dict[str, Any], settings: Settings) -> dict[str, bytes]:
-    _use_one_thread()
+    use_one_thread()
     return _packed(track(_unpacked(packed), settings))
 
 
 def _write(packed: dict[str, Any], settings: Settings) -> dict[str, bytes]:
-    _use_one_thread()
+    use_one_thread()
     return _packed(write(_unpacked(packed), settings))
 
 
@@ -97,7 +94,7 @@ class _Reconstruct:
     """The actor's."""
 
     def __init__(self, settings: Settings, device: str) -> None:
-        _use_one_thread()
+        use_one_thread()
         self.reconstructor = Reconstructor(
             settings.model, device, settings.precision, settings.refine
         )
@@ -105,9 +102,3 @@ class _Reconstruct:
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
         rows = self.reconstructor.reconstruct([pickle.loads(row) for row in batch["row"]])
         return {"row": [_packed(row)["row"] for row in rows]}
-
-
-def _use_one_thread() -> None:
-    """As the processes of `local` do, for the same results bit for bit."""
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)

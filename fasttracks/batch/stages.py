@@ -19,6 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 
@@ -32,12 +33,18 @@ from fasttracks.reconstruction import Reconstruction
 from fasttracks.summary import numbers
 from fasttracks.track_files import is_track_file
 from fasttracks.trackers import Tracker, configured, read_whole, to_tracks
-from fasttracks.tracks import Tracks
+from fasttracks.tracks import Tracks, focal_camera
 from fasttracks.video import read_video
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _NUMBERS = ("frames", "tracks", "seen", "moving", "reprojection_error_median",
             "reprojection_error_90th_percentile", "parallax_degrees", "refinement")  # fmt: skip
+
+
+def use_one_thread() -> None:
+    """In this process: several share the cores, and bits depend on the number of threads."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
 
 
 def track(row: Row, settings: Settings, device: str = "cpu") -> Row:
@@ -200,11 +207,10 @@ def _looked_at(tracks: Tracks, focal: float | None) -> Tracks:
     What can't be reconstructed is found here, and its warnings come here, where they are of one
     clip.
     """
-    camera = tracks.camera()
-    if focal is not None:
-        camera = camera.copy()
-        camera[:, (0, 1), (0, 1)] = focal
-        tracks = replace(tracks, intrinsics=camera)
+    if focal is None:
+        tracks.camera()  # which warns of a guess
+    else:
+        tracks = replace(tracks, intrinsics=focal_camera(tracks, focal))
     check(tracks)
     return tracks
 

@@ -13,12 +13,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import cv2
 import torch
 
 from fasttracks.batch.index import Row
 from fasttracks.batch.settings import Settings
-from fasttracks.batch.stages import Reconstructor, ended, track, write
+from fasttracks.batch.stages import Reconstructor, ended, track, use_one_thread, write
 from fasttracks.errors import InputError
 
 
@@ -101,8 +100,7 @@ def main(handle: int) -> None:
     """Serve the connection of this number: of (task's number, its name, rows), (number, rows)."""
     connection = Connection(handle)
     settings, device, role, folder, threads = connection.recv()
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
+    use_one_thread()
     sending = threading.Lock()
 
     def send(message: Any) -> None:

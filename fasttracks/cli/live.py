@@ -20,7 +20,7 @@ from fasttracks.stream.stream import Stream
 from fasttracks.trackers.online import OnlineKLT
 from fasttracks.tracks import Tracks
 from fasttracks.viewers import rerun
-from fasttracks.viewers.live import Page
+from fasttracks.viewers.live import Newest, Page
 
 # Window, hop and tracks that a device keeps up with.
 _USUAL = {"cuda": (50, 1, 256), "cpu": (24, 5, 100)}
@@ -111,14 +111,17 @@ def _run(
             "scale": f"{update.health.scale:.2f}, by {update.health.shared} still points",
             "world": f"{update.segment + 1}" + (f", as {update.reset}" if update.reset else ""),
         }
+        seen = update.visible
         page.show(
-            update.camera_to_world,
-            update.intrinsics,
-            update.ids[update.visible],
-            update.points[update.visible],
-            update.moving[update.visible],
-            image,
-            words,
+            Newest(
+                update.camera_to_world,
+                update.intrinsics,
+                update.ids[seen],
+                update.points[seen],
+                update.moving[seen],
+                image,
+                words,
+            )
         )
 
 

@@ -33,7 +33,7 @@ from fasttracks.reconstruction import Reconstruction
 from fasttracks.summary import summary
 from fasttracks.track_files import is_track_file
 from fasttracks.trackers import Tracker, configured, read_whole, to_tracks
-from fasttracks.tracks import Tracks
+from fasttracks.tracks import Tracks, focal_camera
 from fasttracks.video import Video, probe, read_video
 
 # Options of a video, as they are where they aren't given.
@@ -162,9 +162,7 @@ def _intrinsics(tracks: Tracks, focal: float | None) -> Any:
     if focal is None:
         return None
     check_focal(focal)
-    camera = tracks.camera().copy()
-    camera[:, (0, 1), (0, 1)] = focal
-    return camera
+    return focal_camera(tracks, focal)
 
 
 def check_focal(focal: float) -> None:

@@ -12,7 +12,8 @@ from fasttracks.inputs import hold
 LONGEST = 160  # frames of a clip that the network takes at once
 LENGTH, HOP = 50, 25  # frames of a window, and from one to the next
 LEAST_SEEN = 2  # frames of a window that a track is seen in to be shown to the network
-_FOCAL_WINDOWS, _FOCAL_TRACKS = 8, 128  # that tell the focal length
+FOCAL_TRACKS = 128  # whose focal length is nearly that of a thousand
+_FOCAL_WINDOWS = 8  # of a long clip, that tell it
 _FEW = 8  # tracks of a window that sees none: the network needs something to look at
 
 Network = Callable[[Tensor], Prediction]
@@ -71,7 +72,7 @@ def focal_correction(predict: Network, tracks: Tensor) -> Tensor:
     told = []
     for part in parts[:: -(-len(parts) // _FOCAL_WINDOWS)]:
         seen = (tracks[part, :, 2] > 0).sum(0)
-        best = seen.topk(min(_FOCAL_TRACKS, len(seen))).indices.sort().values
+        best = seen.topk(min(FOCAL_TRACKS, len(seen))).indices.sort().values
         told.append(predict(hold(tracks[part][:, best])[None]).focal.mean())
     return torch.stack(told).median()
 

@@ -490,9 +490,7 @@ def fit_of(
         from fasttracks.kernels import adjust_fit as kernel
 
         return Fit(*kernel.fit(scene, e, visibility, scale, iterations, NOISE, DEPTH))
-    camera = to_camera(scene.points[:, None], scene.rotation, scene.position)
-    focal = scene.log_focal.exp()[:, None].expand(camera.shape[:2])
-    square = (project(camera, focal) - e.positions).square().sum(-1)
+    camera, square = _offsets(scene, e)
     scale = _scale(square, e.weight, scale, iterations)
     terms = (scale / NOISE).log()[:, None] + torch.log1p(square / scale.square()[:, None])
     off = camera[..., 2].clamp(min=MIN_DEPTH).log() - e.log_depth
@@ -511,10 +509,15 @@ def fit_of(
 
 def fit_scale(scene: Scene, evidence: Evidence, scale: Tensor, iterations: int) -> Tensor:
     """Each track's most likely Cauchy scale (B, N), no less than the noise, from `scale`."""
+    _, square = _offsets(scene, evidence)
+    return _scale(square, evidence.weight, scale, iterations)
+
+
+def _offsets(scene: Scene, evidence: Evidence) -> tuple[Tensor, Tensor]:
+    """Points (B, T, N, 3) before the cameras, and squared offsets (B, T, N) in the images."""
     camera = to_camera(scene.points[:, None], scene.rotation, scene.position)
     focal = scene.log_focal.exp()[:, None].expand(camera.shape[:2])
-    square = (project(camera, focal) - evidence.positions).square().sum(-1)
-    return _scale(square, evidence.weight, scale, iterations)
+    return camera, (project(camera, focal) - evidence.positions).square().sum(-1)
 
 
 def _scale(square: Tensor, weight: Tensor, scale: Tensor, iterations: int) -> Tensor:

@@ -10,18 +10,18 @@ import torch
 from fasttracks.checks import as_numbers, intrinsics_fault
 from fasttracks.errors import InputError
 from fasttracks.inputs import hold
+from fasttracks.long.windows import FOCAL_TRACKS
 from fasttracks.network import TracksTo4D
 from fasttracks.stream.slots import Slots
 from fasttracks.stream.world import Seen, World
 from fasttracks.trackers.online import OnlineKLT
-from fasttracks.tracks import check_image_size
+from fasttracks.tracks import check_image_size, guessed_camera
 from fasttracks.weights import load
 
 MOVES = 2.0  # mobility from which a track counts as moving
 _LEAST_LINKS = 3  # tracks that lead from a window to a new frame, where that has some
 _WORST_SCALE, _WORST_RESIDUAL = 2.0, 0.5  # of a window that still fits the world
 _LEAST_TRUSTED = 8  # still points that tell so
-_FOCAL_TRACKS = 128
 
 
 class Final(NamedTuple):
@@ -245,7 +245,7 @@ class Stream:
     def _settle(self) -> None:
         """Correct the focal length by what the network says of the first window, then hold it."""
         window, own = self._slots.inputs()
-        best = np.flatnonzero(own)[:_FOCAL_TRACKS]
+        best = np.flatnonzero(own)[:FOCAL_TRACKS]
         heads = self._model.points.weight
         inputs = torch.from_numpy(window[:, best]).to(heads.device, heads.dtype)
         with torch.no_grad():
@@ -278,9 +278,7 @@ def _camera(
     size = check_image_size(image_size)
     if size is None:
         raise InputError("intrinsics: expected them, or image_size for a guess, found neither")
-    focal = model.config.assumed_focal * max(size)
-    centre = (size[1] - 1) / 2, (size[0] - 1) / 2
-    camera = np.array([[focal, 0, centre[0]], [0, focal, centre[1]], [0, 0, 1]])
+    camera = guessed_camera(model.config.assumed_focal, size, None)
     return camera, not model.config.predicts_focal
 
 

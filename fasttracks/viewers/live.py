@@ -1,11 +1,30 @@
 """A page that shows a stream's cameras and points while frames arrive."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from fasttracks.errors import InputError
 
 MOST_POINTS = 20_000  # still points that are kept in sight, the newest
 STILL, MOVING, _CAMERA, _PATH = (70, 120, 220), (220, 70, 60), (240, 180, 40), (150, 150, 150)
+
+
+class Newest(NamedTuple):
+    """What there is to show of a stream's newest frame."""
+
+    pose: np.ndarray  # (4, 4) camera to world
+    intrinsics: np.ndarray  # (3, 3) in pixels of the image
+    ids: np.ndarray  # (n,) of tracks
+    points: np.ndarray  # (n, 3) in the world
+    moving: np.ndarray  # (n,) bool
+    image: np.ndarray  # (H, W, 3) uint8 RGB
+    words: dict[str, str]  # what to say beside it, by name
+
+    @property
+    def distance(self) -> float:
+        """Of the points from the camera, in the median."""
+        return float(np.median(np.linalg.norm(self.points - self.pose[:3, 3], axis=1)))
 
 
 class Cloud:
@@ -50,29 +69,11 @@ class Page:
         self._home = False
         self.url = f"http://{host}:{self._server.get_port()}"
 
-    def show(
-        self,
-        pose: np.ndarray,
-        intrinsics: np.ndarray,
-        ids: np.ndarray,
-        points: np.ndarray,
-        moving: np.ndarray,
-        image: np.ndarray,
-        words: dict[str, str],
-    ) -> None:
-        """Show the newest frame.
-
-        Args:
-            pose: (4, 4) camera to world.
-            intrinsics: (3, 3) in pixels of the image.
-            ids: (n,) of tracks.
-            points: (n, 3) in the world.
-            moving: (n,) bool.
-            image: (H, W, 3) uint8 RGB.
-            words: what to say beside it, by name.
-        """
+    def show(self, newest: Newest) -> None:
+        """Show the newest frame."""
+        pose, intrinsics, ids, points, moving, image, words = newest
         scene = self._server.scene
-        distance = float(np.median(np.linalg.norm(points - pose[:3, 3], axis=1)))
+        distance = newest.distance
         still = self._cloud.add(ids[~moving], points[~moving])
         self._path = np.concatenate([self._path, pose[None, :3, 3]])[-MOST_POINTS:]
         size = 0.005 * distance

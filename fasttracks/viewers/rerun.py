@@ -8,13 +8,13 @@ import numpy as np
 from fasttracks.errors import InputError
 from fasttracks.files import replacing
 from fasttracks.reconstruction_data import ReconstructionData
-from fasttracks.viewers.live import MOVING, STILL, Cloud
+from fasttracks.viewers.live import MOVING, STILL, Cloud, Newest
 
 
 def show(rec: ReconstructionData, frames: np.ndarray | None = None) -> None:
     """Open the Rerun viewer with a reconstruction; `frames` as for `save`."""
     stream = _rerun().RecordingStream("fasttracks")
-    stream.spawn(default_blueprint=_layout())
+    stream.spawn(default_blueprint=_layout(of_errors=True))
     _log(stream, rec.numpy(), frames)
     stream.flush()
 
@@ -34,7 +34,7 @@ def save(
     """
     stream = _rerun().RecordingStream("fasttracks")
     with replacing(path) as temporary:
-        stream.save(temporary, default_blueprint=_layout())
+        stream.save(temporary, default_blueprint=_layout(of_errors=True))
         _log(stream, rec.numpy(), frames)
         stream.disconnect()
 
@@ -49,7 +49,7 @@ class Live:
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         """path: where to record (.rrd); None: open the viewer."""
         self._stream = _rerun().RecordingStream("fasttracks")
-        layout = _live_layout()
+        layout = _layout(of_errors=False)
         if path is None:
             self._stream.spawn(default_blueprint=layout)
         else:
@@ -59,21 +59,13 @@ class Live:
         self._stream.log("world", rr.ViewCoordinates.RDF, static=True)
         self._cloud, self._path, self._frame = Cloud(), np.zeros((0, 3), np.float32), 0
 
-    def show(
-        self,
-        pose: np.ndarray,
-        intrinsics: np.ndarray,
-        ids: np.ndarray,
-        points: np.ndarray,
-        moving: np.ndarray,
-        image: np.ndarray,
-        words: dict[str, str],
-    ) -> None:
-        """Show the newest frame; as `viewers.live.Page.show`."""
+    def show(self, newest: Newest) -> None:
+        """Show the newest frame."""
         import rerun as rr
 
         stream = self._stream
-        distance = float(np.median(np.linalg.norm(points - pose[:3, 3], axis=1)))
+        pose, intrinsics, ids, points, moving, image, words = newest
+        distance = newest.distance
         radius = 0.004 * distance
         still = self._cloud.add(ids[~moving], points[~moving])
         self._path = np.concatenate([self._path, pose[None, :3, 3]])
@@ -107,31 +99,19 @@ def _rerun() -> Any:
     return rerun
 
 
-def _live_layout() -> Any:
+def _layout(of_errors: bool) -> Any:
+    """The scene, beside it the video, and below that errors in time, or a stream's words."""
     import rerun.blueprint as layout
 
-    return layout.Blueprint(
-        layout.Horizontal(
-            layout.Spatial3DView(origin="world", name="scene"),
-            layout.Vertical(
-                layout.Spatial2DView(origin="world/camera/image", name="video"),
-                layout.TextDocumentView(origin="words", name="stream"),
-            ),
-            column_shares=[2, 1],
-        )
+    below = (
+        layout.TimeSeriesView(origin="error", name="reprojection error, pixels")
+        if of_errors
+        else layout.TextDocumentView(origin="words", name="stream")
     )
-
-
-def _layout() -> Any:
-    import rerun.blueprint as layout
-
     return layout.Blueprint(
         layout.Horizontal(
             layout.Spatial3DView(origin="world", name="scene"),
-            layout.Vertical(
-                layout.Spatial2DView(origin="world/camera/image", name="video"),
-                layout.TimeSeriesView(origin="error", name="reprojection error, pixels"),
-            ),
+            layout.Vertical(layout.Spatial2DView(origin="world/camera/image", name="video"), below),
             column_shares=[2, 1],
         )
     )
