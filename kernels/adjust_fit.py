@@ -1,4 +1,4 @@
-"""How a scene fits its evidence, as `fasttracks.refine.bundle.fit_of` has it."""
+"""How a scene fits its evidence, as `fasttracks.refine.evidence.fit_of` has it."""
 # mypy: allow-untyped-defs
 # ruff: noqa: PLR0915
 
@@ -120,7 +120,7 @@ def _fit(
 def fit(
     scene, evidence, visibility, scale, iterations: int, least: float, depth: float
 ) -> tuple[torch.Tensor, ...]:
-    """The fields of `bundle.Fit`, in the dtype of the arguments.
+    """The fields of `evidence.Fit`, in the dtype of the arguments.
 
     Scales are at least `least`; depth: deviation of the log depths that are expected.
     """

@@ -1,4 +1,4 @@
-"""Each track's most likely Cauchy scale, as `fasttracks.refine.bundle.fit_scale` has it."""
+"""Each track's most likely Cauchy scale, as `fasttracks.refine.evidence.fit_scale` has it."""
 # mypy: allow-untyped-defs
 
 import torch

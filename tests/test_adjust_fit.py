@@ -8,7 +8,7 @@ from seen_points import disturbed, evidence, world
 pytest.importorskip("triton")
 
 from fasttracks.kernels import adjust_fit
-from fasttracks.refine import bundle as bundling
+from fasttracks.refine.evidence import DEPTH, NOISE, fit_of
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -21,11 +21,11 @@ def test_fit(frames, tracks, dtype, kernel_device) -> None:
     scene = disturbed(truth, g, turn=0.1)
     scene.points[1, 1, 2] = -5  # behind the cameras
     scene, e = (type(p)(*(v.to(dtype) for v in p)) for p in (scene, e))
-    expected = bundling.fit_of(scene, e, e.weight.sign(), e.scale, 5)
+    expected = fit_of(scene, e, e.weight.sign(), e.scale, 5)
     there = (type(p)(*(v.to(kernel_device) for v in p)) for p in (scene, e))
     more = (v.to(kernel_device) for v in (e.weight.sign(), e.scale))
     with poisoned_memory():
-        found = adjust_fit.fit(*there, *more, 5, bundling.NOISE, bundling.DEPTH)
+        found = adjust_fit.fit(*there, *more, 5, NOISE, DEPTH)
     rtol = 1e-9 if dtype is torch.float64 else 1e-4
     for name, value, exact in zip(expected._fields, found, expected, strict=True):
         # Of an angle by the square of its cosine, half of the digits are left.

@@ -18,6 +18,7 @@ from fasttracks.kernels import cholesky, fit_scale
 from fasttracks.refine import bundle as bundling
 from fasttracks.refine import cameras
 from fasttracks.refine import motion as moving
+from fasttracks.refine.evidence import NOISE
 
 
 def system(batch: int, n: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -126,12 +127,12 @@ def test_fit_scale(shape, dtype, kernel_device) -> None:
     scale = torch.full((shape[0], shape[2]), 0.01, dtype=dtype)
     there = (v.to(kernel_device) for v in (square, weight, scale))
     with poisoned_memory():
-        found = fit_scale.fit_scale(*there, 5, bundling.NOISE)
+        found = fit_scale.fit_scale(*there, 5, NOISE)
     variance = scale.square()[:, None]
     for _ in range(5):
         mean = (weight * variance * square / (variance + square)).sum(1, keepdim=True)
         variance = 2 * mean / weight.sum(1, keepdim=True).clamp(min=1)
-        variance = variance.clamp(min=bundling.NOISE**2)
+        variance = variance.clamp(min=NOISE**2)
     torch.testing.assert_close(found.cpu(), variance[:, 0].sqrt())
 
 

@@ -23,16 +23,9 @@ from fasttracks.long.joint import Joint
 from fasttracks.long.motion import blend
 from fasttracks.long.windows import Network, Window, look
 from fasttracks.parallax import LEAST, ray_spread
-from fasttracks.refine.bundle import (
-    MOBILITY_POWER,
-    STATIC_FRAMES,
-    STATIC_SCALE,
-    bundle,
-    evidence_of,
-    level_of,
-    mobility_of,
-)
+from fasttracks.refine.bundle import STATIC_FRAMES, STATIC_SCALE, bundle
 from fasttracks.refine.cameras import Evidence, Scene
+from fasttracks.refine.evidence import MOBILITY_POWER, evidence_of, level_of, mobility_of
 
 TOGETHER = 3000  # frames that are adjusted together, whose system and its factor have 5.2 GB
 _ROUNDS, _ITERATIONS = 6, 4

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fasttracks.refine.bundle import fit_scale
 from fasttracks.refine.cameras import (
     Evidence,
     Scene,
@@ -26,6 +25,7 @@ from fasttracks.refine.cameras import (
     points_step,
     solve_cameras,
 )
+from fasttracks.refine.evidence import fit_scale
 
 _GROUP = 128  # points that are eliminated at a time
 
