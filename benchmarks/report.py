@@ -17,7 +17,8 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from tables import BASELINES, KEYS, OURS, RESULTS, ROOF, SHOWN, TABLES, read, sizes
+from tables import BASELINES, KEYS, OURS, ROOF, SHOWN, TABLES, sizes
+from tabulating import RESULTS, read
 
 ROOT = Path(__file__).parents[1]
 

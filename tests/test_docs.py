@@ -11,10 +11,12 @@ import subprocess
 import tarfile
 from pathlib import Path
 
+import accuracy_tables
 import gpu_tests
 import pytest
 import report
 import tables
+import tabulating
 import torch
 from helpers import tiny_network
 
@@ -129,7 +131,7 @@ def test_tables_are_made_of_the_results(document):
 
 
 def test_a_wrong_figure_is_found():
-    number = f" {tables.read('real_clips-base')['clips'][0]['median px']:.2f} px "
+    number = f" {tabulating.read('real_clips-base')['clips'][0]['median px']:.2f} px "
     text = (ROOT / "benchmarks/README.md").read_text()
     assert number in text
     changed = text.replace(number, " 0.01 px ")
@@ -137,8 +139,8 @@ def test_a_wrong_figure_is_found():
 
 
 def test_figures_of_real_video_are_those_that_the_benchmark_wrote(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
-    assert "Not measured yet" in tables.real_video()
+    monkeypatch.setattr(tabulating, "RESULTS", tmp_path)
+    assert "Not measured yet" in accuracy_tables.real_video()
     known, unknown = "refine none, intrinsics known", "refine bundle, intrinsics unknown"
     record = {
         "clips": 3,
@@ -146,7 +148,7 @@ def test_figures_of_real_video_are_those_that_the_benchmark_wrote(tmp_path, monk
         "by clip": {unknown: [{"focal": focal} for focal in (0.9, 1.2, 1.01)]},
     }
     (tmp_path / "real_video-base.json").write_text(json.dumps(record))
-    head, _, ate, *_, focal = tables.real_video().splitlines()
+    head, _, ate, *_, focal = accuracy_tables.real_video().splitlines()
     assert head.startswith("| medians over 3 clips |")
     assert ate.endswith("| 0.91 (straight line) | 0.25 | – |")
     assert focal.endswith("| – | 10 |")
@@ -158,7 +160,7 @@ def test_every_table_is_shown():
 
 
 def test_real_clips_are_met():
-    assert all(clip["median px"] < 8 for clip in tables.read("real_clips-base")["clips"])
+    assert all(clip["median px"] < 8 for clip in tabulating.read("real_clips-base")["clips"])
 
 
 def anchors(text: str) -> set[str]:
