@@ -34,6 +34,7 @@ from fasttracks.kernels import (
     embed,
     fit_scale,
     heads,
+    join,
     mlp,
     mlp_hopper,
     prepare,
@@ -216,6 +217,21 @@ def input_cases() -> list[Case]:
     ]
 
 
+def stream_cases() -> list[Case]:
+    """The kernels of a stream's world."""
+    weigh = {"QUANTILE": 0.005, "NOISE": 1e-3, "STILL": 2.5, "POWER": 4, "LEAST": 0.01}
+    rules = {"LEAST_SHARED": 8, "LEAST_SURE": 0.01, "ROUNDS": 4, "POLAR": 4}
+    rules |= {"LOW_PASS": 0.3, "MEMORY": 50.0, "FRAMES": 64}
+    state = ("world_rotation", "world_position", "old_position", "frame_weight", "started")
+    state += ("world_points", "old_points", "point_weight", "log_scale", "about")
+    types = dict.fromkeys(state, "*fp64") | LENGTHS | {"hop": "i32"}
+    return [
+        Case("world show", join._show, launched("world_show"), types),
+        Case("world weigh", join._weigh, weigh | launched("world_weigh"), types),
+        Case("world join", join._join, rules | launched("world_join"), types),
+    ]
+
+
 CHANNELS = {"WIDTH": 256, "BLOCK_WIDTH": 256}
 CONV = {"ROWS": 21, "KERNEL": 31, "BLOCK_KERNEL": 32}
 MLP_TYPES = {
@@ -233,6 +249,7 @@ MLP_TYPES = {
 
 CASES = [
     *input_cases(),
+    *stream_cases(),
     *(
         Case(
             f"compose_project K={K}",

@@ -243,8 +243,10 @@ def test_slots_keep_long_lived_tracks_and_let_newborns_in():
         slots.push(ids, places)
         assert len(set(slots.ids[slots.ids >= 0])) == (slots.ids >= 0).sum() == 16
         assert set(range(10)) <= set(slots.ids) or t < 20
-        window, own = slots.inputs()
+        shown, own = slots.shown()
+        window = slots.window[:, shown]
         assert window.shape == (8, 16, 3)
+        assert (slots.seen == slots.window[:, :, 2].sum(0)).all()
         if t >= 20:
             assert own[np.isin(slots.ids, np.arange(10))].all()
             assert (window[:, :, 2].sum(0) >= 2).all()

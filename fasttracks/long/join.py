@@ -9,7 +9,7 @@ from fasttracks.geometry import rotation_from_6d
 
 LEAST_SHARED = 8  # still points seen in shared frames that tell the scale, each with a
 LEAST_SURE = 0.01  # weight of more than this
-_ROUNDS, _POLAR = 4, 4
+ROUNDS, POLAR = 4, 4  # of robust means, and of the polar part
 
 
 class Similarity(NamedTuple):
@@ -107,7 +107,7 @@ def nearest_rotation(matrix: Tensor) -> Tensor:
     Higham, "Computing the Polar Decomposition – with Applications", 1986, without inverses. The
     rows are made orthonormal at the end, whatever came in.
     """
-    for _ in range(_POLAR):
+    for _ in range(POLAR):
         matrix = 1.5 * matrix - 0.5 * matrix @ (matrix.mT @ matrix)
     return rotation_from_6d(matrix[..., :2, :].flatten(-2))
 
@@ -115,7 +115,7 @@ def nearest_rotation(matrix: Tensor) -> Tensor:
 def _mean_rotation(rotations: Tensor, weight: Tensor) -> Tensor:
     """A robust chordal mean (3, 3) of rotations (L, 3, 3): those far off count less."""
     pull = weight
-    for _ in range(_ROUNDS):
+    for _ in range(ROUNDS):
         mean = (pull[:, None, None] * rotations).sum(0) / pull.sum().clamp(min=1e-12)
         pull = weight / ((rotations - mean).square().sum((1, 2)).sqrt() + 1e-4)
     return nearest_rotation(mean)
@@ -124,7 +124,7 @@ def _mean_rotation(rotations: Tensor, weight: Tensor) -> Tensor:
 def _geometric_median(points: Tensor, weight: Tensor) -> Tensor:
     """The place (3,) with the least weighted sum of distances to points (n, 3): Weiszfeld's."""
     place = (weight[:, None] * points).sum(0) / weight.sum().clamp(min=1e-12)
-    for _ in range(_ROUNDS):
+    for _ in range(ROUNDS):
         pull = weight / ((points - place).norm(dim=-1) + 1e-6)
         place = (pull[:, None] * points).sum(0) / pull.sum().clamp(min=1e-12)
     return place

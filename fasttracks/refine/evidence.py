@@ -19,12 +19,13 @@ DEPTH = 0.3  # standard deviation of the logarithm of the network's depths
 FOCAL = 0.4  # and of that of its focal length
 CAMERA = 1.5  # of its camera steps, over the least γ: radians, and median depths
 STILL = 2.5  # over the least γ, the γ up to which a track counts as still
+LEVEL = 0.005  # share of tracks whose γ is less than the network's own error
 MOBILITY_POWER = 4  # of m, by which tracks that the network sees move count less
 
 
 def level_of(gamma: Tensor) -> Tensor:
     """The least γ (..., 1) of clips (..., N): the network's own error, in radians."""
-    return torch.quantile(gamma, 0.005, dim=-1, keepdim=True).clamp(min=NOISE)
+    return torch.quantile(gamma, LEVEL, dim=-1, keepdim=True).clamp(min=NOISE)
 
 
 def mobility_of(gamma: Tensor, level: Tensor) -> Tensor:

@@ -15,64 +15,78 @@ class Slots:
             last.
         ids: (N,) int64 of the tracks in the slots, -1 where there is none.
         fresh: (N,) bool: slots whose track is another than when this was last cleared.
+        seen: (N,) int64: in how many of the window's frames each was.
         frames: how many of the window's frames have been pushed.
     """
 
     def __init__(self, frames: int, tracks: int) -> None:
-        self.window = np.zeros((frames, tracks, 3), np.float32)
+        # Twice as long as a window, which moves on by a frame with each push, and then back.
+        self._all = np.zeros((2 * frames, tracks, 3), np.float32)
+        self._length, self._first = frames, 0
         self.ids = np.full(tracks, -1, np.int64)
         self.fresh = np.ones(tracks, bool)
+        self.seen = np.zeros(tracks, np.int64)
         self.frames = 0
         self._slot: dict[int, int] = {}
 
+    @property
+    def window(self) -> np.ndarray:
+        return self._all[self._first : self._first + self._length]
+
     def clear(self) -> None:
         """Forget all frames and tracks."""
-        self.window[:] = 0
-        self.ids[:], self.fresh[:], self.frames = -1, True, 0
+        self._all[:] = 0
+        self.ids[:], self.fresh[:], self.seen[:], self.frames = -1, True, 0, 0
         self._slot.clear()
 
-    @property
-    def full(self) -> bool:
-        """Whether all of the window has been pushed."""
-        return self.frames >= len(self.window)
-
-    def linked(self, ids: np.ndarray) -> int:
-        """How many of the tracks (n,) have been seen in the window."""
-        return sum(map(self._slot.__contains__, ids.tolist()))
+    def of(self, ids: np.ndarray) -> np.ndarray:
+        """The slots (n,) of tracks, -1 for those that have none."""
+        get = self._slot.get
+        return np.array([get(i, -1) for i in ids.tolist()], np.int64)
 
     def push(self, ids: np.ndarray, positions: np.ndarray) -> None:
         """Add a frame: the tracks (n,) that are seen in it, where (n, 2)."""
-        self.window[:-1] = self.window[1:]
-        self.window[-1, :, 2] = 0  # held where it was, but not seen
+        self.seen -= self.window[0, :, 2] > 0
+        if self._first == self._length:
+            self._all[: self._length] = self.window
+            self._first = 0
+        self._first += 1
+        newest = self.window[-1]
+        newest[:] = self.window[-2]
+        newest[:, 2] = 0  # held where it was, but not seen
         self.frames += 1
-        gone = np.flatnonzero((self.ids >= 0) & ~self.window[:, :, 2].any(0))
-        self._free(gone)
-        slots = np.array([self._slot.get(i, -1) for i in ids.tolist()], np.int64)
+        self._free(np.flatnonzero((self.ids >= 0) & (self.seen == 0)))
+        slots = self.of(ids)
         known = slots >= 0
-        self.window[-1, slots[known], :2] = positions[known]
-        self.window[-1, slots[known], 2] = 1
-        self._admit(ids[~known], positions[~known])
+        slots = slots[known]
+        newest[slots, :2] = positions[known]
+        newest[slots, 2] = 1
+        self.seen[slots] += 1
+        if len(slots) < len(ids):
+            self._admit(ids[~known], positions[~known])
 
-    def inputs(self) -> tuple[np.ndarray, np.ndarray]:
+    def shown(self) -> tuple[np.ndarray, np.ndarray]:
         """What the network is shown.
 
         Returns:
-            (T, N, 3), in which slots without a track that is seen twice repeat others' (the network
-            has no masks), and which slots (N,) show their own.
+            The slot (N,) that each slot shows, as those without a track that is seen twice repeat
+            others' (the network has no masks), and which (N,) show their own.
         """
-        own = self.window[:, :, 2].sum(0) >= 2
+        own = self.seen >= 2
         if not own.any():
-            own = self.window[:, :, 2].any(0)
-        shown = np.flatnonzero(own)
-        if not len(shown):
-            return self.window, own
-        source = np.where(own, np.arange(len(own)), np.resize(shown, len(own)))
-        return self.window[:, source], own
+            own = self.seen > 0
+        source = np.arange(len(own))
+        some = np.flatnonzero(own)
+        if 0 < len(some) < len(own):
+            source[~own] = np.resize(some, len(own))[~own]
+        return source, own
 
     def _free(self, slots: np.ndarray) -> None:
+        if not len(slots):
+            return
         for slot in slots:
             del self._slot[int(self.ids[slot])]
-        self.ids[slots] = -1
+        self.ids[slots], self.seen[slots] = -1, 0
         self.window[:, slots] = 0
 
     def _admit(self, ids: np.ndarray, positions: np.ndarray) -> None:
@@ -81,8 +95,6 @@ class Slots:
         They take free slots, then those of tracks that are lost for longest, then, for cells
         without any track, those of the youngest tracks where these crowd.
         """
-        if not len(ids):
-            return
         alive = np.flatnonzero(self.window[-1, :, 2])
         low = np.concatenate([positions, self.window[-1, alive, :2]]).min(0)
         high = np.concatenate([positions, self.window[-1, alive, :2]]).max(0)
@@ -108,8 +120,8 @@ class Slots:
         if len(places) < len(ids):
             empty = int((crowd[cell[order[len(places) :]]] == 0).sum())
             there = cells(self.window[-1, alive, :2])
-            age = self.window[:, alive, 2].sum(0)
-            spare = (crowd[there] >= _CROWD) & (age < len(self.window) / 2)
+            age = self.seen[alive]
+            spare = (crowd[there] >= _CROWD) & (age < self._length / 2)
             spare |= crowd[there] >= 2 * _CROWD
             order_of_age = np.argsort(age, kind="stable")
             crowded = alive[order_of_age][spare[order_of_age]]
@@ -119,4 +131,4 @@ class Slots:
             self.ids[slot] = ids[number]
             self._slot[int(ids[number])] = int(slot)
             self.window[-1, slot, :2], self.window[-1, slot, 2] = positions[number], 1
-            self.fresh[slot] = True
+            self.fresh[slot], self.seen[slot] = True, 1

@@ -150,8 +150,8 @@ class Stream:
         ids, positions = _checked(ids, positions, visibility)
         time = self._check_time(time)
         places = _normalised(positions, self._camera)
-        linked = self._slots.linked(ids)
         if self._slots.frames and len(ids):
+            linked = int((self._slots.of(ids) >= 0).sum())
             few = linked < _LEAST_LINKS and len(ids) >= 4 * _LEAST_LINKS
             if not linked or few:
                 self._reset(f"only {linked} tracks lead here from the frames before")
@@ -159,7 +159,7 @@ class Stream:
         self._times = np.append(self._times[1:], time)
         self._slots.push(ids, places)
         self._count += 1
-        if self._slots.frames and not self._slots.window[:, :, 2].any():
+        if self._slots.frames and not self._slots.seen.any():
             self._reset("no track was seen in a whole window")
             return None
         frames = self._slots.frames
@@ -192,17 +192,18 @@ class Stream:
 
     def _look(self) -> Update | None:
         """Show the window to the network and join it to the world."""
-        shown, own = self._slots.inputs()
+        slots = self._slots
+        shown, own = slots.shown()
         anew = self._last is None
-        seen = self._world.push(shown, own, self._slots.fresh, anew)
+        seen = self._world.push(slots.window, shown, own, slots.fresh, anew)
         if seen and not anew and (fault := _fault(seen)):
             self._end_segment(fault)
             anew = True
-            seen = self._world.push(shown, own, self._slots.fresh, anew)
+            seen = self._world.push(slots.window, shown, own, slots.fresh, anew)
         if seen is None:
             self._reset("the network's answer is not finite")
             return None
-        self._slots.fresh[:] = False
+        slots.fresh[:] = False
         size = len(self._times)
         first = self._count - size
         final = self._pending
@@ -212,16 +213,16 @@ class Stream:
             final = [*final, Final(numbers, times, _poses(seen.left), self._segment)]
         self._last, self._last_first, self._last_times = seen, first, self._times.copy()
         reason, self._pending, self._reason = self._reason, [], None
-        slots = np.flatnonzero(own & (self._slots.ids >= 0))
+        which = np.flatnonzero(own & (slots.ids >= 0))
         return Update(
             self._count - 1,
             self._time,
             _poses(seen.poses[-1:])[0],
             self._camera.copy(),
-            self._slots.ids[slots],
-            seen.points.numpy()[slots],
-            self._slots.window[-1, slots, 2] > 0,
-            seen.mobility.numpy()[slots] > MOVES,
+            slots.ids[which],
+            seen.points[which],
+            slots.window[-1, which, 2] > 0,
+            seen.mobility[which] > MOVES,
             final,
             Health(float(seen.scale), int(seen.shared), float(seen.residual)),
             self._segment,
@@ -244,10 +245,9 @@ class Stream:
 
     def _settle(self) -> None:
         """Correct the focal length by what the network says of the first window, then hold it."""
-        window, own = self._slots.inputs()
-        best = np.flatnonzero(own)[:FOCAL_TRACKS]
+        best = np.flatnonzero(self._slots.shown()[1])[:FOCAL_TRACKS]
         heads = self._model.points.weight
-        inputs = torch.from_numpy(window[:, best]).to(heads.device, heads.dtype)
+        inputs = torch.from_numpy(self._slots.window[:, best]).to(heads.device, heads.dtype)
         with torch.no_grad():
             factor = float(self._model(hold(inputs)[None]).focal.mean().clamp(0.1, 10))
         self._slots.window[..., :2] /= factor
@@ -293,9 +293,11 @@ def _checked(ids: Any, positions: Any, visibility: Any) -> tuple[np.ndarray, np.
             f"positions: expected shape (n, 2), and ids (n,), found {positions.shape} and "
             f"{ids.shape}"
         )
-    if (ids != np.floor(ids)).any() or (ids < 0).any():
+    whole = ids.dtype.kind in "biu" or (ids == np.floor(ids)).all()
+    if not whole or (ids < 0).any():
         raise InputError("ids: expected whole numbers, 0 or more")
-    if len(np.unique(ids)) < len(ids):
+    ordered = np.sort(ids)
+    if (ordered[1:] == ordered[:-1]).any():
         raise InputError("ids: expected each once, found some twice")
     seen = np.isfinite(positions).all(1)
     if visibility is not None:
@@ -324,9 +326,10 @@ def _fault(seen: Seen) -> str | None:
     return None
 
 
-def _poses(flat: torch.Tensor) -> np.ndarray:
+def _poses(flat: np.ndarray) -> np.ndarray:
     """Camera to world (m, 4, 4) of rotations and positions (m, 12)."""
-    poses = np.tile(np.eye(4, dtype=np.float32), (len(flat), 1, 1))
+    poses = np.zeros((len(flat), 4, 4), np.float32)
     poses[:, :3, :3] = flat[:, :9].reshape(-1, 3, 3)
     poses[:, :3, 3] = flat[:, 9:]
+    poses[:, 3, 3] = 1
     return poses

@@ -3,6 +3,7 @@
 All of it, the network included, is one function of tensors, captured as a CUDA graph on a GPU.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -13,12 +14,40 @@ from fasttracks.geometry import Prediction
 from fasttracks.graphs import capture
 from fasttracks.inputs import hold
 from fasttracks.long.assemble import mobility_in, sureness
-from fasttracks.long.join import Shared, join, nearest_rotation, turned
+from fasttracks.long.join import (
+    LEAST_SHARED,
+    LEAST_SURE,
+    POLAR,
+    ROUNDS,
+    Shared,
+    join,
+    nearest_rotation,
+    turned,
+)
 from fasttracks.network import TracksTo4D
+from fasttracks.parallax import LEAST
 from fasttracks.refine.bundle import bundle_tensors
+from fasttracks.refine.evidence import LEVEL, MOBILITY_POWER, NOISE, STILL
+from fasttracks.refine.positive_definite import has_kernels
 
 _LOW_PASS = 0.3  # of a window's scale that is taken at once
 _MEMORY = 50.0  # windows after which an older one counts less for a point
+# The same rules as the kernels are given them.
+_WEIGHING = {
+    "QUANTILE": LEVEL,
+    "NOISE": NOISE,
+    "STILL": STILL,
+    "POWER": MOBILITY_POWER,
+    "LEAST": math.radians(LEAST),
+}
+_JOINING = {
+    "LEAST_SHARED": LEAST_SHARED,
+    "LEAST_SURE": LEAST_SURE,
+    "ROUNDS": ROUNDS,
+    "POLAR": POLAR,
+    "LOW_PASS": _LOW_PASS,
+    "MEMORY": _MEMORY,
+}
 
 
 class State(NamedTuple):
@@ -34,15 +63,15 @@ class State(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What one window brought."""
+    """What one window brought, float32."""
 
-    left: Tensor  # (hop, 12): rotation and position of the frames that left it, now final
-    poses: Tensor  # (T, 12) of its frames, so far
-    points: Tensor  # (N, 3) in the newest frame, in the world
-    mobility: Tensor  # (N,) about 1 for a still point, up to 10
-    scale: Tensor  # () of this window over that of the one before
-    shared: Tensor  # () still points that tell it
-    residual: Tensor  # () median distance of these to where they were, over their depth
+    left: np.ndarray  # (hop, 12): rotation and position of the frames that left it, now final
+    poses: np.ndarray  # (T, 12) of its frames, so far
+    points: np.ndarray  # (N, 3) in the newest frame, in the world
+    mobility: np.ndarray  # (N,) about 1 for a still point, up to 10
+    scale: np.ndarray  # () of this window over that of the one before
+    shared: np.ndarray  # () still points that tell it
+    residual: np.ndarray  # () median distance of these to where they were, over their depth
 
 
 class World:
@@ -51,8 +80,9 @@ class World:
     def __init__(self, model: TracksTo4D, frames: int, tracks: int, hop: int, refine: bool) -> None:
         self._model, self._hop, self._refine = model, hop, refine
         heads = model.points.weight
+        self._has_kernels = has_kernels(heads.device)
         # What is given: the window, then flags of tracks; staged where the GPU reads it itself.
-        self._given = heads.new_zeros((frames + 1) * tracks * 3, dtype=torch.float32)
+        self._given = heads.new_zeros(3 * (frames + 1) * tracks, dtype=torch.float32)
         self._staged = torch.zeros(self._given.shape, pin_memory=heads.is_cuda)
         self._window, self._flags = _parts(self._given, frames, tracks)
         double = heads.new_zeros((), dtype=torch.float64)
@@ -67,60 +97,96 @@ class World:
             double,
         )
         self._state = State(*(value.clone() for value in self._blank))
-        self._sizes: Seen | None = None
+        self._shapes = ((hop, 12), (frames, 12), (tracks, 3), (tracks,), (), (), ())
+        size = sum(math.prod(shape) for shape in self._shapes)
+        self._seen = torch.zeros(size, pin_memory=heads.is_cuda)
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._flat = torch.zeros(0)
         if heads.is_cuda:
             with torch.cuda.device(heads.device), torch.no_grad():
-                self._graph, self._flat = capture(self._work)
-            self._state.started.zero_()  # capturing ran once, on nothing
+                if self._has_kernels:
+                    from fasttracks.kernels.ahead import compile_ahead
+
+                    compile_ahead(self._work, heads.device)
+                self._graph, _ = capture(self._work)
+            self._begin()  # capturing ran once, on nothing
 
     def push(
-        self, window: np.ndarray, own: np.ndarray, fresh: np.ndarray, anew: bool
+        self, window: np.ndarray, shown: np.ndarray, own: np.ndarray, fresh: np.ndarray, anew: bool
     ) -> Seen | None:
         """Join a window (T, N, 3), `hop` frames after the last one.
 
-        own (N,) bool: slots that don't repeat another's track; fresh (N,) bool: slots with another
-        track than before; anew: begin a world of its own. Returns tensors on the CPU; None where
-        not all is finite, after which the next world has to begin anew.
+        Args:
+            window: u, v and visibility.
+            shown: (N,) whole numbers: the slot that each slot shows.
+            own: (N,) bool: slots that show their own.
+            fresh: (N,) bool: slots with another track than before.
+            anew: begin a world of its own.
+
+        Returns:
+            What it brought; None where not all is finite, after which the next world has to begin
+            anew.
         """
+        if anew:
+            self._begin()
         staged, flags = (part.numpy() for part in _parts(self._staged, *window.shape[:2]))
         staged[:] = window
-        flags[0], flags[1], flags[2] = own, fresh, anew
-        self._given.copy_(self._staged, non_blocking=True)
+        flags[0], flags[1], flags[2] = own, fresh, shown
         if self._graph is None:
             with torch.no_grad():
-                self._flat = self._work()
+                self._work()
         else:
             self._graph.replay()
-        flat = self._flat.cpu()
-        if not np.isfinite(flat.numpy()).all():
+            torch.cuda.current_stream(self._given.device).synchronize()
+        flat = self._seen.numpy().copy()
+        if not np.isfinite(flat).all():
             return None
-        assert self._sizes is not None
-        return Seen(*torch._utils._unflatten_dense_tensors(flat, self._sizes))
+        parts, start = [], 0
+        for shape in self._shapes:
+            end = start + math.prod(shape)
+            parts.append(flat[start:end].reshape(shape))
+            start = end
+        return Seen(*parts)
 
-    def _work(self) -> Tensor:
-        """One window: the state is replaced; all that is seen, flat."""
-        state, seen = self._step(self._state)
-        for old, new in zip(self._state, state, strict=True):
-            old.copy_(new)
-        parts = [value.float().contiguous() for value in seen]
-        if self._sizes is None:
-            self._sizes = Seen(*(torch.empty(part.shape) for part in parts))
-        return torch.cat([part.view(-1) for part in parts])
+    def _begin(self) -> None:
+        for value, blank in zip(self._state, self._blank, strict=True):
+            value.copy_(blank)
 
-    def _step(self, state: State) -> tuple[State, Seen]:
-        hop = self._hop
-        own, fresh, anew = self._flags.double()
-        begun = (state.started > 0) & (anew[0] == 0)
-        state = State(*(torch.where(begun, a, b) for a, b in zip(state, self._blank, strict=True)))
-        tracks = hold(self._window)[None]
+    def _work(self) -> None:
+        """One window: the state is replaced, and all that is seen staged."""
+        self._given.copy_(self._staged, non_blocking=True)
+        if self._has_kernels:
+            flat = self._step_by_kernels()
+        else:
+            state, flat = self._step(self._state)
+            for old, new in zip(self._state, state, strict=True):
+                old.copy_(new)
+        self._seen.copy_(flat, non_blocking=True)
+
+    def _predict(self, tracks: Tensor) -> Prediction:
+        """What the network says of tracks (1, T, N, 3), bundle-adjusted if that is asked for."""
         prediction = self._model(tracks.to(self._model.points.weight.dtype))
-        if self._refine:
-            known = torch.ones(1, dtype=torch.bool, device=tracks.device)
-            adjusted = bundle_tensors(*prediction, tracks, known)
-            prediction = Prediction(*adjusted[: len(prediction)])
-        p = prediction
+        if not self._refine:
+            return prediction
+        known = torch.ones(1, dtype=torch.bool, device=tracks.device)
+        adjusted = bundle_tensors(*prediction, tracks, known)
+        return Prediction(*adjusted[: len(prediction)])
+
+    def _step_by_kernels(self) -> Tensor:
+        from fasttracks.kernels import join as kernel
+
+        tracks = kernel.show(self._window, self._flags)
+        flat = self._given.new_empty(self._seen.shape)
+        p = self._predict(tracks)
+        kernel.join(p, tracks, self._flags, self._state, flat, self._hop, _WEIGHING, _JOINING)
+        return flat
+
+    def _step(self, state: State) -> tuple[State, Tensor]:
+        """The new state, and `Seen`, flat."""
+        hop = self._hop
+        own, fresh, shown = self._flags.double()
+        begun = state.started > 0
+        tracks = hold(self._window[:, shown.long()])[None]
+        p = self._predict(tracks)
         visible = tracks[0, ..., 2].double() * own
         mobility = mobility_in(p)
         sure = sureness(p, mobility, visible)
@@ -179,7 +245,7 @@ class World:
             log_scale,
             torch.ones_like(state.started),
         )
-        seen = Seen(
+        seen = (
             left,
             torch.cat([rotation.flatten(1), position], 1),
             newest,
@@ -188,7 +254,7 @@ class World:
             fit.points,
             fit.residual,
         )
-        return state, seen
+        return state, torch.cat([value.float().reshape(-1) for value in seen])
 
 
 def _parts(flat: Tensor, frames: int, tracks: int) -> tuple[Tensor, Tensor]:
