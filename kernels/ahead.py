@@ -20,16 +20,21 @@ from triton.runtime.driver import driver
 from fasttracks.kernels import device
 
 _lock = threading.Lock()
+_at_it: int | None = None  # the thread that has the lock
 
 
 def compile_ahead(work: Callable[[], Any], on: torch.device) -> int:
     """Compile side by side what `work` launches and this process has not compiled, or else loaded.
 
     `work` runs with those launches left out, so what it makes is for nothing, and it must not wait
-    for a GPU or keep anything. Most of a compiler's time is not Python's. Returns how many.
+    for a GPU or keep anything. Most of a compiler's time is not Python's. Returns how many; within
+    another call's `work` 0, as its kernels are that call's.
     """
+    global _at_it  # noqa: PLW0603
     wanted: dict[str, tuple[Any, str]] = {}
     mine = threading.get_ident()
+    if _at_it == mine:
+        return 0
 
     def instead(*, key: str, fn: Any, compile: dict[str, Any], **_: Any) -> bool:
         if threading.get_ident() != mine:
@@ -46,12 +51,14 @@ def compile_ahead(work: Callable[[], Any], on: torch.device) -> int:
         driver.active.launcher_cls(compiled.src, compiled.metadata)
 
     with _lock:
+        _at_it = mine
         before = knobs.runtime.jit_cache_hook
         knobs.runtime.jit_cache_hook = instead
         try:
             work()
         finally:
             knobs.runtime.jit_cache_hook = before
+            _at_it = None
         if wanted:
             with ThreadPoolExecutor(min(len(wanted), 2 * (os.cpu_count() or 1))) as pool:
                 list(pool.map(compile_one, wanted.values()))

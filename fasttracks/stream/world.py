@@ -136,6 +136,7 @@ class World:
                 self._work()
         else:
             self._graph.replay()
+        if self._given.is_cuda:
             torch.cuda.current_stream(self._given.device).synchronize()
         flat = self._seen.numpy().copy()
         if not np.isfinite(flat).all():
