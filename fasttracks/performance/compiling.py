@@ -1,4 +1,4 @@
-"""All kernels that reconstruction launches, compiled ahead."""
+"""All kernels that reconstruction and streams launch, compiled ahead."""
 
 from typing import Any
 
@@ -9,11 +9,12 @@ from fasttracks.network import TracksTo4D, runnable
 
 # (frames, tracks) between which kernels and launches differ: long and short sequences along each
 # axis, few and many tokens; the last is that of the pass that finds the focal length.
+_STREAM = (50, 256)  # of a window of usual length
 _SIZES = ((50, 100), (20, 8), (300, 16), (50, 256), (50, 1000), (50, 4096), (50, 128))
 
 
 def compile_all(network: TracksTo4D, dtype: torch.dtype) -> int:
-    """Compile what a network's clips need on its device, by any way into `reconstruct`.
+    """Compile what a network needs on its device, by any way into `reconstruct`, or in a stream.
 
     The network's blocks are put into `dtype`, as `load` does. Returns how many kernels, those that
     were in Triton's cache too.
@@ -21,6 +22,7 @@ def compile_all(network: TracksTo4D, dtype: torch.dtype) -> int:
     from fasttracks.kernels.ahead import compile_ahead
     from fasttracks.kernels.prepare import count, prepare
     from fasttracks.refine.bundle import bundle_tensors
+    from fasttracks.stream.world import World
 
     heads = network.points.weight
     device = heads.device
@@ -48,6 +50,7 @@ def compile_all(network: TracksTo4D, dtype: torch.dtype) -> int:
             if (frames, tracks) == _SIZES[0]:
                 known = torch.ones(1, dtype=torch.bool, device=device)
                 bundle_tensors(*prediction, inputs, known)
+        World(network, *_STREAM, 1, False).by_kernels(lambda tracks: network.by(tracks, run))
 
     with torch.no_grad():
         return compile_ahead(work, device)

@@ -4,6 +4,7 @@ All of it, the network included, is one function of tensors, captured as a CUDA 
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -156,7 +157,7 @@ class World:
         """One window: the state is replaced, and all that is seen staged."""
         self._given.copy_(self._staged, non_blocking=True)
         if self._has_kernels:
-            flat = self._step_by_kernels()
+            flat = self.by_kernels(self._predict)
         else:
             state, flat = self._step(self._state)
             for old, new in zip(self._state, state, strict=True):
@@ -172,12 +173,13 @@ class World:
         adjusted = bundle_tensors(*prediction, tracks, known)
         return Prediction(*adjusted[: len(prediction)])
 
-    def _step_by_kernels(self) -> Tensor:
+    def by_kernels(self, predict: Callable[[Tensor], Prediction]) -> Tensor:
+        """`_step` on a GPU, which changes the state in place; the network is given."""
         from fasttracks.kernels import join as kernel
 
         tracks = kernel.show(self._window, self._flags)
         flat = self._given.new_empty(self._seen.shape)
-        p = self._predict(tracks)
+        p = predict(tracks)
         kernel.join(p, tracks, self._flags, self._state, flat, self._hop, _WEIGHING, _JOINING)
         return flat
 
