@@ -78,6 +78,10 @@ def triton() -> Backend:
     """
     from triton import knobs
 
+    from fasttracks.kernels import ahead
+
+    if torch.cuda.is_available():
+        ahead.begin()  # beside the imports to come, and the loading of weights
     from fasttracks.kernels import attention, common, compose_project, embed, heads, mlp
 
     knobs.runtime.kernel_load_start_hook.add(common.refuse_empty)

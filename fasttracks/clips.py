@@ -21,7 +21,7 @@ from fasttracks.engine import MOST_TOKENS, Engine, Work, at_once, do, run
 from fasttracks.errors import InputError
 from fasttracks.geometry import Prediction
 from fasttracks.long.windows import FOCAL_TRACKS, LONGEST, focal_correction
-from fasttracks.network import TracksTo4D, runnable
+from fasttracks.network import TracksTo4D
 from fasttracks.plausible import Counts, check, unremarkable
 from fasttracks.reconstruction import Reconstruction
 from fasttracks.tracks import Tracks, guessed_camera
@@ -209,8 +209,6 @@ def _on_device(clips: Sequence[Clip], model: TracksTo4D | Engine, refine: str, w
 
     `whole`: a graph may repeat all of it.
     """
-    from fasttracks.kernels.prepare import prepare
-
     network = model.model if isinstance(model, Engine) else model
     batch, (frames, tracks) = len(clips), clips[0].tracks.shape[:2]
     wide = any(_is_wide(clip.tracks) for clip in clips)
@@ -256,12 +254,8 @@ def _on_device(clips: Sequence[Clip], model: TracksTo4D | Engine, refine: str, w
     def work(there: Tensor) -> tuple[Tensor, _Layout]:
         about, cameras, visible, positions = _views(there, begins, parts)
         raw = (positions, visible, cameras, about)
-        _compile(raw, network, refine == "bundle")
-        found = prepare(*raw)
-        given = _Inputs(found.inputs, cameras, about[:, 2] > 0)
-        counted = _counting(found)
-        more = (found.tracks, found.seen)
-        return _answer(given, known, model, refine, whole, counted, more)
+        _compile(raw, known, network, refine == "bundle")
+        return _answer_to(raw, known, model, refine, whole)
 
     return Work(
         ("reconstruct", batch, frames, tracks, wide, scores, known, refine),
@@ -280,6 +274,18 @@ def _views(buffer: Any, begins: Sequence[int], parts: Sequence[_Part]) -> list[A
         buffer[begin : begin + part.size].view(kind).reshape(part.shape)
         for begin, part, kind in zip(begins, parts, kinds, strict=True)
     ]
+
+
+def _answer_to(
+    raw: Sequence[Tensor], all_known: bool, model: TracksTo4D | Engine, refine: str, whole: bool
+) -> tuple[Tensor, _Layout]:
+    """The answer to clips as they were given, on a GPU; `raw` is what `prepare` takes."""
+    from fasttracks.kernels.prepare import prepare
+
+    found = prepare(*raw)
+    given = _Inputs(found.inputs, raw[2], raw[3][:, 2] > 0)
+    more = (found.tracks, found.seen)
+    return _answer(given, all_known, model, refine, whole, _counting(found), more)
 
 
 def _counting(found: "Prepared") -> Callable[[], Tensor]:
@@ -345,7 +351,7 @@ def _answer(
 _compiled: set[tuple[torch.device, torch.dtype, bool]] = set()
 
 
-def _compile(raw: tuple[Tensor, ...], network: TracksTo4D, bundled: bool) -> None:
+def _compile(raw: tuple[Tensor, ...], all_known: bool, network: TracksTo4D, bundled: bool) -> None:
     """Once, have Triton compile side by side what a call needs, rather than one after the other."""
     block: Any = network.blocks[0]
     device, dtype = raw[0].device, block.qkv.weight.dtype
@@ -353,19 +359,10 @@ def _compile(raw: tuple[Tensor, ...], network: TracksTo4D, bundled: bool) -> Non
         return
     raw = (*(part[:, :LONGEST] for part in raw[:3]), raw[3])
     from fasttracks.kernels.ahead import compile_ahead
-    from fasttracks.kernels.prepare import count, prepare
 
-    def work() -> None:
-        found = prepare(*raw)
-        count(found)
-        prediction = network.by(found.inputs, runnable(network.backend, device, dtype, grad=False))
-        if bundled:
-            from fasttracks.refine.bundle import bundle_tensors
-
-            bundle_tensors(*prediction, found.inputs, raw[3][:, 2] > 0)
-
-    with torch.no_grad():
-        compile_ahead(work, device)
+    # All of a call, as torch takes time, too, to load what it runs for the first time.
+    refine = "bundle" if bundled else "none"
+    compile_ahead(partial(_answer_to, raw, all_known, network, refine, whole=True), device)
     _compiled.add((device, dtype, bundled))
 
 

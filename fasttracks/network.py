@@ -9,7 +9,6 @@ from fasttracks import ops
 from fasttracks.backends import TORCH, Backend, choose
 from fasttracks.config import Config
 from fasttracks.geometry import Prediction
-from fasttracks.operators import OPERATORS
 
 # Tokens that a block of plain torch works on at a time. Sequences don't see each other, so this
 # changes no result; it bounds the memory of the widest activations (3072 channels), which on a CPU
@@ -164,6 +163,8 @@ def runnable(backend: Backend, device: torch.device, dtype: torch.dtype, grad: b
     if backend is TORCH or device.type != "cuda" or grad:
         return TORCH
     if torch.compiler.is_compiling():
+        from fasttracks.operators import OPERATORS  # which take 0.2 s to register
+
         backend = OPERATORS
     if dtype == torch.float32:
         return backend._replace(attention=ops.attention, mlp=ops.mlp)

@@ -7,8 +7,9 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,8 @@ def load(
     """
     named = str(device) != "auto"
     device = resolve_device(device)
+    if device.type == "cuda":  # torch's first steps there take a while
+        Thread(target=_reach, args=(device,), daemon=True).start()
     dtype = resolve_precision(precision, device)
     if precision == "auto" and device.type == "cpu" and _has_amx():
         dtype = torch.bfloat16
@@ -192,6 +195,11 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
             f"precision: expected 'auto', {', '.join(map(repr, PRECISIONS))}, found {precision!r}"
         )
     return PRECISIONS[precision]
+
+
+def _reach(device: torch.device) -> None:
+    with suppress(RuntimeError):  # which the first tensor to be kept there raises again
+        torch.zeros(1, device=device)
 
 
 def _has_amx() -> bool:

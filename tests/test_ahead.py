@@ -57,6 +57,52 @@ def test_a_launch_finds_what_was_compiled_ahead(tmp_path):
     assert libraries.count("__triton_launcher") == 2 * hasattr(nvidia, "make_launcher")
 
 
+_KEYS = """
+import sys
+from types import SimpleNamespace
+import torch
+from triton.runtime.driver import driver
+from triton.runtime.jit import JITFunction
+from fasttracks.kernels import ahead, common, mlp
+
+ahead.pretend(80)
+keys = {}
+
+
+def preload(kernel, _):
+    keys[kernel.fn.__name__] = kernel.cache_key
+    return SimpleNamespace(src=None, metadata=None)
+
+
+JITFunction.preload = preload
+driver.active.launcher_cls = lambda *_: None
+for earlier in sys.argv[1:]:  # as another thread does that compiles a kernel which calls it
+    getattr(common, earlier).cache_key
+half = lambda *shape: torch.zeros(shape, dtype=torch.float16)
+norm = half(64), half(64)
+up, down = (half(256, 64), half(256)), (half(64, 256), half(64))
+ahead.compile_ahead(lambda: mlp.mlp(half(9, 64), norm, up, down, norm), torch.device("cpu"))
+print(sorted(keys.items()))
+"""
+
+
+def test_keys_do_not_depend_on_what_was_compiled_before():
+    """Triton 3.6 by itself leaves out constants of functions whose key was not asked for before."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", _KEYS, *earlier],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for earlier in ([], ["layer_norm"])
+    ]
+    assert "_finish" in found[0]
+    assert found[0] == found[1]
+
+
 def test_architectures_that_are_none(capsys):
     from fasttracks.cli.main import main
 
