@@ -125,7 +125,7 @@ def compile_ahead(work: Callable[[], Any], on: torch.device) -> int:
             torch.cuda.set_device(on)  # of this thread
         identify.join()
         compiled = kernel.preload(specialised)
-        if on.type == "cuda" and not is_empty(compiled.asm["ptx"]):
+        if on.type == "cuda" and not is_empty(compiled.asm.get("ptx", "")):
             assert compiled.run  # which loads it
         else:
             # C code that calls the kernel, which some versions of Triton build for each.
