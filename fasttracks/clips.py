@@ -8,9 +8,9 @@ host look at the values, to say in words what is wrong. Elsewhere the host looks
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -26,15 +26,13 @@ from fasttracks.plausible import Counts, check, unremarkable
 from fasttracks.reconstruction import Reconstruction
 from fasttracks.tracks import Tracks, guessed_camera
 
-if TYPE_CHECKING:
-    from fasttracks.kernels.prepare import Prepared
-
 _ALIGNED = 16  # bytes, as kernels expect it of what they read
 
 _NUMPY = {torch.uint8: np.uint8, torch.float32: np.float32, torch.float64: np.float64}
 
 Array = np.ndarray | Tensor
 _Forward = Callable[[Tensor], Prediction]
+_Result = TypeVar("_Result")
 
 
 class Clip(NamedTuple):
@@ -99,6 +97,7 @@ class _Layout(NamedTuple):
 
     numbers: int  # float64: the largest, `Counts` if a GPU counted, how adjustment went
     parts: Sequence[_Part]  # a clip's: those of `_fields`; tracks and what was seen, of a GPU's
+    sizes: Sequence[int]  # of the numbers, then of each part
     outcome: Sequence[str | None]  # of refinement, as far as the host knows it
 
 
@@ -214,21 +213,12 @@ def _on_device(clips: Sequence[Clip], model: TracksTo4D | Engine, refine: str, w
     wide = any(_is_wide(clip.tracks) for clip in clips)
     scores = any(v is not None and _is_scores(v) for v in (clip.visibility for clip in clips))
     known = all(clip.intrinsics is not None for clip in clips)
-    parts = (  # width, height and whether the camera is known; cameras; visibility; positions
-        _Part((batch, 4), torch.float64),
-        _Part((batch, frames, 3, 3), torch.float64),
-        _Part((batch, frames, tracks), torch.float64 if scores else torch.uint8),
-        _Part((batch, frames, tracks, 2), torch.float64 if wide else torch.float32),
-    )
-    *begins, size = accumulate((-(-p.size // _ALIGNED) * _ALIGNED for p in parts), initial=0)
     device = network.points.weight.device
-    here = torch.empty(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
-    staged = _views(here.numpy(), begins, parts)
+    begins, parts, size = _places(batch, frames, tracks, wide, scores)
+    about = [(*reversed(clip.image_size or (0, 0)), clip.intrinsics is not None) for clip in clips]
+    on_host: list[tuple[int, int, Any]] = []
     later: list[tuple[int, int, Tensor | int]] = []  # what is not copied from the host
-    sent = parts[0].size
     for i, clip in enumerate(clips):
-        height, width = clip.image_size or (0, 0)
-        staged[0][i] = width, height, clip.intrinsics is not None, 0
         camera = clip.intrinsics
         if camera is None:
             content = clip.whole.content if clip.whole else None
@@ -239,32 +229,64 @@ def _on_device(clips: Sequence[Clip], model: TracksTo4D | Engine, refine: str, w
             elif value is None and isinstance(clip.tracks, Tensor):
                 later.append((j, i, 1))
             else:
-                staged[j][i] = 1 if value is None else value
-                sent = max(sent, begins[j] + parts[j].size)
+                on_host.append((j, i, 1 if value is None else value))
 
-    def fill(there: Tensor) -> None:
-        there[:sent].copy_(here[:sent], non_blocking=True)
+    def send(there: Tensor) -> None:
+        """Copy what is on the host, which the first bytes hold."""
+        here = torch.empty(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        places = _views(here.numpy(), begins, parts)
+        places[0][:, :3], places[0][:, 3] = about, 0
+        for j, i, value in on_host:
+            places[j][i] = value
+        last = max((j for j, _, _ in on_host), default=0)
+        end = begins[last] + parts[last].size
+        there[:end].copy_(here[:end], non_blocking=True)
+
+    def room() -> tuple[Tensor, list[Tensor]]:
+        there = torch.empty(size, dtype=torch.uint8, device=device)
+        if not on_host:
+            send(there)
+        return there, _views(there, begins, parts)
+
+    def fill(given: tuple[Tensor, list[Tensor]]) -> None:
+        there, places = given
+        if on_host:
+            send(there)
         for j, i, value in later:
-            shape, dtype = parts[j]
-            size = parts[j].size // batch
-            begin = begins[j] + i * size
-            to = there[begin : begin + size].view(dtype).view(shape[1:])
+            to = places[j] if batch == 1 else places[j][i]
             to.copy_(value) if isinstance(value, Tensor) else to.fill_(value)
 
-    def work(there: Tensor) -> tuple[Tensor, _Layout]:
-        about, cameras, visible, positions = _views(there, begins, parts)
+    def work(given: tuple[Tensor, list[Tensor]]) -> tuple[Tensor, _Layout]:
+        about, cameras, visible, positions = given[1]
         raw = (positions, visible, cameras, about)
         _compile(raw, known, network, refine == "bundle")
         return _answer_to(raw, known, model, refine, whole)
 
+    # If nothing comes from the host, images' sizes are written once, with the memory.
+    sizes = None if on_host else tuple(about)
     return Work(
-        ("reconstruct", batch, frames, tracks, wide, scores, known, refine),
+        ("reconstruct", batch, frames, tracks, wide, scores, known, refine, sizes),
         (batch, frames, tracks),
-        lambda: torch.empty(size, dtype=torch.uint8, device=device),
+        room,
         fill,
         work,
         refine == "bundle" or batch * frames * tracks <= MOST_TOKENS,
     )
+
+
+@lru_cache(maxsize=64)
+def _places(
+    batch: int, frames: int, tracks: int, wide: bool, scores: bool
+) -> tuple[list[int], tuple[_Part, ...], int]:
+    """Where what is given of clips lies in memory: where its parts begin, these, and all bytes."""
+    parts = (  # width, height and whether the camera is known; cameras; visibility; positions
+        _Part((batch, 4), torch.float64),
+        _Part((batch, frames, 3, 3), torch.float64),
+        _Part((batch, frames, tracks), torch.float64 if scores else torch.uint8),
+        _Part((batch, frames, tracks, 2), torch.float64 if wide else torch.float32),
+    )
+    *begins, size = accumulate((-(-p.size // _ALIGNED) * _ALIGNED for p in parts), initial=0)
+    return begins, parts, size
 
 
 def _views(buffer: Any, begins: Sequence[int], parts: Sequence[_Part]) -> list[Any]:
@@ -280,33 +302,32 @@ def _answer_to(
     raw: Sequence[Tensor], all_known: bool, model: TracksTo4D | Engine, refine: str, whole: bool
 ) -> tuple[Tensor, _Layout]:
     """The answer to clips as they were given, on a GPU; `raw` is what `prepare` takes."""
-    from fasttracks.kernels.prepare import prepare
+    from fasttracks.kernels.prepare import count, prepare
 
     found = prepare(*raw)
+    counted = _meanwhile(found.inputs.device, partial(count, found))
     given = _Inputs(found.inputs, raw[2], raw[3][:, 2] > 0)
     more = (found.tracks, found.seen)
-    return _answer(given, all_known, model, refine, whole, _counting(found), more)
+    return _answer(given, all_known, model, refine, whole, counted, more)
 
 
-def _counting(found: "Prepared") -> Callable[[], Tensor]:
-    """The counts of clips, to be asked for while `found` is kept; a graph counts meanwhile."""
-    from fasttracks.kernels.prepare import count
+def _meanwhile(device: torch.device, work: Callable[[], _Result]) -> Callable[[], _Result]:
+    """What `work` returns, to be asked for: a captured graph does it beside what is queued before.
 
-    if not found.inputs.is_cuda:
-        return lambda: count(found)
-    beside = _beside(found.inputs.device)
-    if not torch.cuda.is_current_stream_capturing():
-        return lambda: count(found)
-    main = torch.cuda.current_stream()
+    What it reads must be kept as long.
+    """
+    if device.type != "cuda" or not torch.cuda.is_current_stream_capturing():
+        return work
+    beside, main = _beside(device), torch.cuda.current_stream()
     beside.wait_stream(main)
     with torch.cuda.stream(beside):
-        counts = count(found)
+        result = work()
 
-    def counted() -> Tensor:
+    def done() -> _Result:
         main.wait_stream(beside)
-        return counts
+        return result
 
-    return counted
+    return done
 
 
 @cache
@@ -336,16 +357,23 @@ def _answer(
         cameras = given.cameras.clone()
         cameras[..., :2] *= factor.double()[:, None, None, None]
         given = given._replace(cameras=cameras)
+    device = given.inputs.device
+    fixed = _meanwhile(device, lambda: _fixed(given.cameras))
     with torch.no_grad():
         prediction, how, outcome = _predict(forward, whole, network, given, refine)
-    fields = [*_fields(prediction, given.cameras), *more]
-    largest = torch.linalg.vector_norm(prediction.projection.flatten(1), torch.inf, 1, True)
-    numbers = [largest.double()]  # finite if all is
-    numbers += [counted()] if counted else []
-    numbers += [] if how is None else [how]
-    flat = [p.reshape(len(p), -1).view(torch.float32) for p in (torch.cat(numbers, 1), *fields)]
+    cameras, intrinsics, pose = fixed()
+    completed = _meanwhile(device, lambda: _completed(prediction, intrinsics, pose))
+    reprojection = _reprojection(prediction.projection, cameras)
+    largest = completed()
+    p = prediction
+    fields = [p.points, p.points_camera, pose, intrinsics, reprojection]
+    fields += [p.basis, p.coefficients, p.motion, *more]
+    numbers = [largest, *([counted()] if counted else []), *([] if how is None else [how])]
+    flat = [part.reshape(len(part), -1).view(torch.float32) for part in (*numbers, *fields)]
     parts = [_Part(tuple(field.shape[1:]), field.dtype) for field in fields]
-    return torch.cat(flat, 1), _Layout(flat[0].shape[1] // 2, parts, outcome)
+    count = sum(number.shape[1] for number in numbers)
+    sizes = [2 * count, *(part.shape[1] for part in flat[len(numbers) :])]
+    return torch.cat(flat, 1), _Layout(count, parts, sizes, outcome)
 
 
 _compiled: set[tuple[torch.device, torch.dtype, bool]] = set()
@@ -418,27 +446,33 @@ def _single(prediction: Prediction) -> Prediction:
     return Prediction(*(field.float() for field in prediction))
 
 
-def _fields(prediction: Prediction, cameras: Tensor) -> list[Tensor]:
-    """The first fields of B reconstructions, in their order, float32; cameras (B, T, 3, 3)."""
-    p, k = prediction, cameras.float()
-    intrinsics = k.clone()
-    intrinsics[..., :2, :2] *= p.focal[..., None, None]
-    pose = torch.cat([p.rotation, p.position[..., None]], -1)
-    pose = torch.nn.functional.pad(pose, (0, 0, 0, 1))
+def _fixed(cameras: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What needs no network: cameras (B, T, 3, 3) in float32, twice, and poses' last rows."""
+    k = cameras.float()
+    pose = k.new_zeros(*k.shape[:2], 4, 4)
     pose[..., 3, 3] = 1
-    # The projection carries the focal correction already, so it takes the uncorrected camera.
-    reprojection = (p.projection[..., None, :] * k[..., None, :2, :2]).sum(-1)
-    reprojection += k[..., None, :2, 2]
-    return [
-        p.points,
-        p.points_camera,
-        pose,
-        intrinsics,
-        reprojection,
-        p.basis.contiguous(),
-        p.coefficients,
-        p.motion,
-    ]
+    return k, k.clone(), pose
+
+
+def _completed(prediction: Prediction, intrinsics: Tensor, pose: Tensor) -> Tensor:
+    """Write a prediction's cameras into what `_fixed` left.
+
+    Returns the largest number of each clip's projections (B, 1), float64: finite if all is.
+    """
+    pose[..., :3, :3] = prediction.rotation
+    pose[..., :3, 3] = prediction.position
+    intrinsics[..., :2, :2] *= prediction.focal[..., None, None]
+    return torch.linalg.vector_norm(prediction.projection.flatten(1), torch.inf, 1, True).double()
+
+
+def _reprojection(projection: Tensor, cameras: Tensor) -> Tensor:
+    """Projections (B, T, N, 2) in pixels.
+
+    They carry the focal correction already, so they take the uncorrected cameras.
+    """
+    product = projection[..., None, :] * cameras[..., None, :2, :2]
+    pixels = product[..., 0] + product[..., 1]
+    return pixels.add_(cameras[..., None, :2, 2])
 
 
 def _sent_back(answer: Tensor, layout: _Layout) -> tuple[Tensor, torch.cuda.Event | None, _Layout]:
@@ -459,12 +493,19 @@ def _copied(answer: Tensor, layout: _Layout) -> tuple[Tensor, None, _Layout]:
 
 def _unpacked(row: Any, layout: _Layout) -> list[Any]:
     """A clip's fields, views of its answer (n,)."""
-    fields, end = [], 2 * layout.numbers
-    for shape, dtype in layout.parts:
-        begin, end = end, end + math.prod(shape) * dtype.itemsize // 4
-        kind = _NUMPY[dtype] if isinstance(row, np.ndarray) else dtype
-        fields.append(row[begin:end].view(kind).reshape(shape))
-    return fields
+    pieces: list[Any]
+    if isinstance(row, Tensor):
+        _, *pieces = row.split_with_sizes(layout.sizes)
+        return [
+            p.view(part.dtype).view(part.shape)
+            for p, part in zip(pieces, layout.parts, strict=True)
+        ]
+    ends = accumulate(layout.sizes)
+    _, *pieces = [row[end - n : end] for n, end in zip(layout.sizes, ends, strict=True)]
+    return [
+        p.view(_NUMPY[part.dtype]).reshape(part.shape)
+        for p, part in zip(pieces, layout.parts, strict=True)
+    ]
 
 
 def _result(

@@ -24,13 +24,13 @@ MOST_TOKENS = 1 << 16  # up to which launches one by one take longer than the GP
 
 
 class Work(NamedTuple):
-    """What a call does on the GPU, from one tensor to another, so that a graph can repeat it."""
+    """What a call does on the GPU, from some memory to a tensor, so that a graph can repeat it."""
 
     key: Hashable  # calls of one key differ only in what `fill` writes
     shape: Shape
-    room: Callable[[], Tensor]  # memory for what is given
-    fill: Callable[[Tensor], Any]  # writes there what is given this time
-    do: Callable[[Tensor], tuple[Tensor, Any]]  # the answer, and how it is laid out
+    room: Callable[[], Any]  # memory for what is given, with what `key` tells of it
+    fill: Callable[[Any], Any]  # writes there what is given this time
+    do: Callable[[Any], tuple[Tensor, Any]]  # the answer, and how it is laid out
     pays: bool = True  # whether its launches one by one take longer than the GPU's work
 
 
@@ -38,7 +38,7 @@ class _Graph(NamedTuple):
     """The work of one key, ready to be replayed."""
 
     graph: torch.cuda.CUDAGraph
-    given: Tensor  # what it reads
+    given: Any  # what it reads
     flat: Tensor  # what it writes
     layout: Any  # of that
     done: torch.cuda.Event  # after the last call
@@ -86,7 +86,7 @@ class _Replays:
             return self.get(work.key) or self._graphs.add(work.key, captured)
 
     def replay(
-        self, ready: _Graph, fill: Callable[[Tensor], Any], take: Callable[[Tensor, Any], Result]
+        self, ready: _Graph, fill: Callable[[Any], Any], take: Callable[[Tensor, Any], Result]
     ) -> Result:
         """What `take` makes of the answer, before others overwrite it; the lock is held."""
         # As Triton's launcher finds it: a `torch.cuda.Stream` takes ten times as long.

@@ -20,7 +20,7 @@ from fasttracks.errors import InputError
 from fasttracks.network import TracksTo4D
 from fasttracks.reconstruction import Reconstruction
 from fasttracks.tracks import Tracks, check_image_size
-from fasttracks.weights import find, load
+from fasttracks.weights import SHIPPED, find, load
 
 REFINEMENTS = ("none", "bundle", "finetune")
 _TOKENS_AT_ONCE = 1 << 17  # of a batch on a GPU, which more keep no busier
@@ -193,23 +193,21 @@ def _clips(
         return [_clip(t, v, k, image_size) for t, v, k in rows], True
     if isinstance(tracks, Tracks):
         return [_clip(tracks, visibility, intrinsics, image_size)], False
-    tracks = as_array(tracks, "tracks")
-    visibility = None if visibility is None else as_array(visibility, "visibility")
-    intrinsics = None if intrinsics is None else as_array(intrinsics, "intrinsics")
-    if tracks.ndim != 4:
-        return [_clip(tracks, visibility, intrinsics, image_size)], False
-    shape = tuple(tracks.shape)
+    clip = _clip(tracks, visibility, intrinsics, image_size)
+    shape = tuple(clip.tracks.shape)
+    if len(shape) != 4:
+        return [clip], False
     if shape[0] == 0:
         raise InputError(f"tracks: expected at least one clip, found shape {shape}")
-    if visibility is not None and tuple(visibility.shape) != shape[:3]:
+    seen, cameras = clip.visibility, _each(clip.intrinsics, shape[0], "intrinsics", 4)
+    if seen is None:
+        seen = [None] * shape[0]
+    elif tuple(seen.shape) != shape[:3]:
         raise InputError(
-            f"visibility: expected shape {shape[:3]} as tracks have, found "
-            f"{tuple(visibility.shape)}"
+            f"visibility: expected shape {shape[:3]} as tracks have, found {tuple(seen.shape)}"
         )
-    cameras = _each(intrinsics, shape[0], "intrinsics", 4)
-    seen = [None] * shape[0] if visibility is None else visibility
-    rows = zip(tracks, seen, cameras, strict=True)
-    return [_clip(t, v, k, image_size) for t, v, k in rows], True
+    rows = zip(clip.tracks, seen, cameras, strict=True)
+    return [Clip(t, v, k, clip.image_size) for t, v, k in rows], True
 
 
 def _each(value: Any, count: int, name: str, ndim: int) -> list[Any]:
@@ -233,8 +231,17 @@ def _clip(tracks: Any, visibility: Any, intrinsics: Any, image_size: Any) -> Cli
         as_array(tracks, "tracks"),
         None if visibility is None else as_array(visibility, "visibility"),
         None if intrinsics is None else as_array(intrinsics, "intrinsics"),
-        check_image_size(image_size),
+        _image_size(image_size),
     )
+
+
+def _image_size(value: Any) -> tuple[int, int] | None:
+    """`check_image_size`, which takes longer than all else that is checked, once for each."""
+    whole = type(value) is tuple and all(type(n) is int for n in value)
+    return _known_size(value) if whole else check_image_size(value)
+
+
+_known_size = lru_cache(maxsize=64)(check_image_size)
 
 
 @lru_cache(maxsize=4)
@@ -248,6 +255,8 @@ def _load_once(
     """`load`, once for each state of the file."""
     if not isinstance(model, str | os.PathLike):
         raise InputError(f"model: expected a name, a path or a TracksTo4D, found {type(model)}")
+    if isinstance(model, str) and model in SHIPPED:  # whose files stay as they are
+        return _load_cached(os.fspath(SHIPPED[model]), 0.0, str(device), precision)
     path = os.fspath(find(model))
     try:
         modified = os.stat(path).st_mtime
