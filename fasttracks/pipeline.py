@@ -4,8 +4,10 @@ import ctypes
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache, lru_cache
+from threading import Thread
 from typing import Any, overload
 
 import numpy as np
@@ -20,7 +22,7 @@ from fasttracks.errors import InputError
 from fasttracks.network import TracksTo4D
 from fasttracks.reconstruction import Reconstruction
 from fasttracks.tracks import Tracks, check_image_size
-from fasttracks.weights import SHIPPED, find, load
+from fasttracks.weights import SHIPPED, find, load, resolve_device
 
 REFINEMENTS = ("none", "bundle", "finetune")
 _TOKENS_AT_ONCE = 1 << 17  # of a batch on a GPU, which more keep no busier
@@ -129,6 +131,8 @@ def reconstruct(
     clips, batch = _clips(tracks, visibility, intrinsics, image_size)
     run = model
     if not isinstance(run, TracksTo4D | Engine):
+        if refine == "bundle" and torch.cuda.is_available():
+            _begin_adjusting(str(device))
         run = _load_once(run, device, precision)
     heads = (run.model if isinstance(run, Engine) else run).points.weight
     first = tracks[0] if isinstance(tracks, list | tuple) and batch else tracks
@@ -242,6 +246,21 @@ def _image_size(value: Any) -> tuple[int, int] | None:
 
 
 _known_size = lru_cache(maxsize=64)(check_image_size)
+
+
+@cache
+def _begin_adjusting(device: str) -> None:
+    """Have torch load what bundle adjustment needs of its libraries, in 0.3 s, beside the model."""
+
+    def reach(device: torch.device) -> None:
+        with suppress(RuntimeError):  # which the adjustment raises again
+            x = torch.ones(1, 9, 9, device=device)
+            torch.quantile(x @ x, 0.5, dim=-1)
+            torch.baddbmm(x.double(), x.double(), x.double())
+
+    resolved = resolve_device(device)
+    if resolved.type == "cuda":
+        Thread(target=reach, args=(resolved,), daemon=True).start()
 
 
 @lru_cache(maxsize=4)

@@ -28,23 +28,23 @@ from triton.runtime.jit import JITCallable
 from fasttracks.kernels import device
 from fasttracks.kernels.common import is_empty
 
-# Those that the compiler is at for longest, which therefore go first: seconds, on an idle machine.
-_SECONDS = {"_mlp": 4.0, "_count": 2.5, "_points": 1.8, "_fit": 1.5, "_prepare": 1.0}
+# Kernels that take the compiler longest, which therefore go first.
+_LONG = ("_mlp", "_count", "_points", "_fit", "_prepare")
 
 
 class _Turns:
-    """A lock that goes to whom of those that wait has the highest rank."""
+    """A lock that goes to whom of those that wait has the lowest rank."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._waiting: list[float] = []  # a heap of negative ranks
+        self._waiting: list[int] = []  # a heap of ranks
         self._taken = False
 
     @contextmanager
-    def turn(self, rank: float) -> Iterator[None]:
+    def turn(self, rank: int) -> Iterator[None]:
         with self._changed:
-            heappush(self._waiting, -rank)
-            self._changed.wait_for(lambda: not self._taken and self._waiting[0] == -rank)
+            heappush(self._waiting, rank)
+            self._changed.wait_for(lambda: not self._taken and self._waiting[0] == rank)
             heappop(self._waiting)
             self._taken = True
         try:
@@ -67,7 +67,8 @@ class _InTurn:
     name: str
 
     def make_ir(self, *arguments: Any, **keywords: Any) -> Any:
-        with _turns.turn(_SECONDS.get(self.name, 0.0)):
+        rank = _LONG.index(self.name) if self.name in _LONG else len(_LONG)
+        with _turns.turn(rank):
             return super().make_ir(*arguments, **keywords)  # type: ignore[misc]
 
 
@@ -79,8 +80,8 @@ _at_it: int | None = None  # the thread that has the lock
 def begin() -> tuple[threading.Thread, threading.Thread]:
     """Start what all compilation waits for: Triton's driver, and the hash of Triton's own 400 MB.
 
-    It is a part of all names in Triton's cache, and threads that need it at once would each take
-    it. Early, it costs no time. Returns what is to be joined.
+    The hash is a part of all keys of Triton's cache, and threads that need it at once would each
+    compute it. Beside other work both cost no time. Returns the threads, to be joined.
     """
 
     def wake() -> None:
@@ -126,7 +127,7 @@ def compile_ahead(work: Callable[[], Any], on: torch.device) -> int:
         identify.join()
         compiled = kernel.preload(specialised)
         if on.type == "cuda" and not is_empty(compiled.asm.get("ptx", "")):
-            assert compiled.run  # which loads it
+            _ = compiled.run  # which loads it
         else:
             # C code that calls the kernel, which some versions of Triton build for each.
             driver.active.launcher_cls(compiled.src, compiled.metadata)
@@ -162,8 +163,8 @@ def _apart(kernel: Any) -> Any:
 def _find_key(kernel: Any) -> None:
     """Have Triton find the key of a kernel's code, after those of all functions that it calls.
 
-    Triton 3.6 leaves constants out of it that are of functions whose own key is not known yet, so
-    that the same kernel would be compiled again, depending on what was compiled before.
+    Triton 3.6 leaves constants of such a function out of the kernel's key unless the function's own
+    is known: by itself, what was compiled before, or a race, decides whether a kernel is found.
     """
     if kernel.hash is not None:
         return
@@ -173,7 +174,7 @@ def _find_key(kernel: Any) -> None:
     for value in used:
         if isinstance(value, JITCallable) and value is not kernel:
             _find_key(value)
-    assert kernel.cache_key
+    _ = kernel.cache_key
 
 
 def pretend(architecture: int) -> None:

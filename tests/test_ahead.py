@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
@@ -102,6 +104,27 @@ def test_keys_do_not_depend_on_what_was_compiled_before():
     ]
     assert "_finish" in found[0]
     assert found[0] == found[1]
+
+
+def test_turns_go_by_rank():
+    from fasttracks.kernels.ahead import _Turns
+
+    turns, order = _Turns(), []
+
+    def take(rank):
+        with turns.turn(rank):
+            order.append(rank)
+
+    threads = [threading.Thread(target=take, args=(rank,)) for rank in (2, 0, 2, 1)]
+    with turns.turn(3):
+        for thread in threads:
+            thread.start()
+        while len(turns._waiting) < len(threads):
+            time.sleep(0.001)
+        assert not order
+    for thread in threads:
+        thread.join()
+    assert order == [0, 1, 2, 2]
 
 
 def test_architectures_that_are_none(capsys):
