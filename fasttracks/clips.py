@@ -8,6 +8,7 @@ host look at the values, to say in words what is wrong. Elsewhere the host looks
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 from itertools import accumulate
 from typing import Any, NamedTuple, TypeVar
@@ -70,6 +71,15 @@ class Clip(NamedTuple):
         if self.intrinsics is None:
             return self.image_size is not None
         return tuple(self.intrinsics.shape) in ((3, 3), (shape[0], 3, 3))
+
+
+@dataclass
+class _Given:
+    """Memory for what is given of clips, on the network's device."""
+
+    there: Tensor  # (n,) bytes
+    places: list[Tensor]  # its parts
+    about: Any = None  # what was last written of images
 
 
 class _Inputs(NamedTuple):
@@ -242,30 +252,26 @@ def _on_device(clips: Sequence[Clip], model: TracksTo4D | Engine, refine: str, w
         end = begins[last] + parts[last].size
         there[:end].copy_(here[:end], non_blocking=True)
 
-    def room() -> tuple[Tensor, list[Tensor]]:
+    def room() -> _Given:
         there = torch.empty(size, dtype=torch.uint8, device=device)
-        if not on_host:
-            send(there)
-        return there, _views(there, begins, parts)
+        return _Given(there, _views(there, begins, parts))
 
-    def fill(given: tuple[Tensor, list[Tensor]]) -> None:
-        there, places = given
-        if on_host:
-            send(there)
+    def fill(given: _Given) -> None:
+        if on_host or given.about != about:
+            send(given.there)
+            given.about = about
         for j, i, value in later:
-            to = places[j] if batch == 1 else places[j][i]
+            to = given.places[j] if batch == 1 else given.places[j][i]
             to.copy_(value) if isinstance(value, Tensor) else to.fill_(value)
 
-    def work(given: tuple[Tensor, list[Tensor]]) -> tuple[Tensor, _Layout]:
-        about, cameras, visible, positions = given[1]
-        raw = (positions, visible, cameras, about)
+    def work(given: _Given) -> tuple[Tensor, _Layout]:
+        images, cameras, visible, positions = given.places
+        raw = (positions, visible, cameras, images)
         _compile(raw, known, network, refine == "bundle")
         return _answer_to(raw, known, model, refine, whole)
 
-    # If nothing comes from the host, images' sizes are written once, with the memory.
-    sizes = None if on_host else tuple(about)
     return Work(
-        ("reconstruct", batch, frames, tracks, wide, scores, known, refine, sizes),
+        ("reconstruct", batch, frames, tracks, wide, scores, known, refine),
         (batch, frames, tracks),
         room,
         fill,

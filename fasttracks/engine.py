@@ -28,7 +28,7 @@ class Work(NamedTuple):
 
     key: Hashable  # calls of one key differ only in what `fill` writes
     shape: Shape
-    room: Callable[[], Any]  # memory for what is given, with what `key` tells of it
+    room: Callable[[], Any]  # memory for what is given
     fill: Callable[[Any], Any]  # writes there what is given this time
     do: Callable[[Any], tuple[Tensor, Any]]  # the answer, and how it is laid out
     pays: bool = True  # whether its launches one by one take longer than the GPU's work

@@ -171,6 +171,27 @@ def test_a_result_not_waited_for_says_what_is_wrong_when_looked_at(
     assert "_unchecked" not in vars(rec)
 
 
+def test_of_tensors_only_new_image_sizes_come_from_the_host(model):
+    xy, camera = (torch.from_numpy(value).to(DEVICE) for value in (pixels(), K))
+
+    def work(image_size):
+        clip = clips.Clip(xy, None, camera, image_size)
+        return clips._on_device([clip], model, "none", whole=True)
+
+    given = work(SIZE).room()
+    images, cameras, visible, positions = given.places
+    work(SIZE).fill(given)
+    assert images.tolist() == [[640, 480, 1, 0]]
+    assert (cameras == camera).all()
+    assert (visible == 1).all()
+    assert torch.equal(positions[0], xy.to(positions.dtype))
+    images.fill_(-1)
+    work(SIZE).fill(given)
+    assert (images == -1).all()
+    work((240, 320)).fill(given)
+    assert images.tolist() == [[320, 240, 1, 0]]
+
+
 @pytest.mark.gpu
 def test_cuda_tensors_are_not_waited_for():
     model = fasttracks.load("base", device="cuda", backend="triton")
