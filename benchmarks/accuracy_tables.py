@@ -2,7 +2,7 @@
 
 import statistics
 
-from tabulating import formatted, number, read, read_if_there, table
+from tabulating import LATEST, formatted, number, read, read_if_there, table
 
 
 def clips() -> str:
@@ -162,7 +162,7 @@ def ablation() -> str:
 
 def long_clips() -> str:
     """Each way through long clips, medians; and what a stream's push takes."""
-    record = read("long-h100")
+    record = read(f"long-{LATEST}")
     ways = {
         "whole": "`reconstruct`, bundle-adjusted",
         "unrefined": '`reconstruct`, `refine="none"`',
@@ -191,7 +191,8 @@ def long_clips() -> str:
     lines.sort(key=lambda line: (int(line["clips"].split()[2]), order.index(line["way"])))
     ms, adjusted = (record[name]["ms"] for name in ("latency", "latency-bundle"))
     return (
-        f"{table(lines)}\n\nA push of 256 tracks, window 50, takes {ms['p50']:.1f} ms in the "
+        f"{record['device']}:\n\n{table(lines)}\n\n"
+        f"A push of 256 tracks, window 50, takes {ms['p50']:.1f} ms in the "
         f"median (p99 {ms['p99']:.1f}), with bundle adjustment {adjusted['p50']:.1f} "
         f"({adjusted['p99']:.1f}), over {record['latency']['pushes']:,} pushes in memory that "
         "stays the same."

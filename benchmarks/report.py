@@ -2,10 +2,10 @@
 
     python benchmarks/report.py PART...
 
-A PART is what `pytest benchmarks --benchmark-json=PART` or `cold_start.py -o PART` wrote. Its rows
-go into results/DEVICE.json with its commit, in place of those of the same name. Then, with or
-without PARTs, each table between marks such as `<!-- forward -->` and `<!-- /forward -->` in a
-Markdown file is made anew from results/, and the plot of the forward times is drawn.
+A PART is what `pytest benchmarks --benchmark-json=PART` or `call.py` wrote. Its rows go into
+results/DEVICE.json with its commit, in place of those of the same name. Then, with or without
+PARTs, each table between marks such as `<!-- forward -->` and `<!-- /forward -->` in a Markdown
+file is made anew from results/, and the plot of the forward times is drawn.
 """
 
 import argparse

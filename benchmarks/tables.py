@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import accuracy_tables
-from tabulating import formatted, number, read, read_if_there, table
+from tabulating import LATEST, formatted, number, read, read_if_there, table
 
 from fasttracks.performance.accuracy import LIMITS
 
@@ -74,7 +74,7 @@ def forward() -> str:
 def calls() -> str:
     """`reconstruct` end to end: p50 and p99 in ms, by what goes in and comes out."""
     lines: dict[str, dict[str, str]] = {}
-    record = read(SHOWN)
+    record = read(LATEST)
     rows = [row for row in record.get("call", []) if "p50 ms" in row]
     if not rows:
         return "Not measured yet; `python benchmarks/call.py -o FOLDER` writes the figures."
@@ -82,7 +82,7 @@ def calls() -> str:
         line = lines.setdefault(row["column"], {"p50 (p99), ms": row["column"]})
         line["{tracks} × {frames}".format_map(row)] = "{p50 ms:.3g} ({p99 ms:.3g})".format_map(row)
     many = record.get("clips a second")
-    text = table(list(lines.values()))
+    text = f"{record['device']}:\n\n{table(list(lines.values()))}"
     if many:
         text += "\n\nOf 256 × 50, {clips} in a call: {clips a second} clips a second."
         text = text.format_map(many)
@@ -97,24 +97,18 @@ def calls() -> str:
 
 
 def latency() -> str:
-    """What one call costs the GPU and its host, and the first calls of a process."""
-    record = read(SHOWN)
-    rows = [columns[OURS] for columns in sizes(record).values() if OURS in columns]
-    empty, warm = (record["cold start"][cache]["first call s"] for cache in ("empty", "warm"))
-    return (
-        formatted(
-            rows,
-            {
-                "tracks × frames": "{tracks} × {frames}",
-                "p50": "{p50 ms:.3g} ms",
-                "p95": "{p95 ms:.3g} ms",
-                "p99": "{p99 ms:.3g} ms",
-                "host": "{host µs:.0f} µs",
-                "host, `copy=False`": "{host µs, copy=False:.0f} µs",
-            },
-        )
-        + f"\n\nThe first call of a process takes {empty:.1f} s where Triton's cache is empty, as "
-        f"kernels are compiled then, and {warm:.1f} s where it is warm."
+    """What one call costs the GPU and its host."""
+    rows = [columns[OURS] for columns in sizes(read(SHOWN)).values() if OURS in columns]
+    return formatted(
+        rows,
+        {
+            "tracks × frames": "{tracks} × {frames}",
+            "p50": "{p50 ms:.3g} ms",
+            "p95": "{p95 ms:.3g} ms",
+            "p99": "{p99 ms:.3g} ms",
+            "host": "{host µs:.0f} µs",
+            "host, `copy=False`": "{host µs, copy=False:.0f} µs",
+        },
     )
 
 
@@ -211,11 +205,11 @@ def folders() -> str:
 
 def native() -> str:
     """The C library beside `Engine`, by size."""
-    record = read("native-h100")
+    record = read(f"native-{LATEST}")
     lines = []
     for size, row in record["speed"].items():
         if isinstance(row, dict):
-            p50, host = row["p50 ms"], row["host us"]
+            p50, host = row["p50 ms"], row["host us, in a row"]
             lines.append(
                 {
                     "tracks × frames": size.replace(" x ", " × "),
@@ -226,7 +220,11 @@ def native() -> str:
                     "bits": record["bits"][size]["bits"],
                 }
             )
-    return table(lines)
+    grown = record["growth"]["after 100000 calls"]
+    return (
+        f"{record['device']}:\n\n{table(lines)}\n\nIn 100,000 calls the host's memory grows by "
+        f"{grown['host bytes more'] / 1024:.0f} KiB, the GPU's by {grown['device bytes more']}."
+    )
 
 
 def programs() -> str:
