@@ -13,6 +13,18 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read by triton when it decorates a kernel
 
+if count := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # these processes share the cores
+    threads = max(1, (os.cpu_count() or 1) // int(count))
+    torch.set_num_threads(threads)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # of what tests start
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """With pytest-xdist's `-n`, a file's tests share a process: their fixtures are made once."""
+    if config.getoption("numprocesses", None) and config.option.dist == "no":
+        config.option.dist = "loadfile"
+
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
@@ -22,15 +34,22 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 _compiler = pytest.StashKey[subprocess.Popen[bytes]]()
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Compile for other GPUs beside the tests, most of which leave a core idle."""
-    wanted = any("compiled" in getattr(item, "fixturenames", ()) for item in session.items)
-    if wanted and not session.config.option.collectonly:
+def start_compiler(session: pytest.Session) -> None:
+    """Compile for other GPUs, in a process of its own, if a test wants that."""
+    wanted = [item for item in session.items if "compiled" in getattr(item, "fixturenames", ())]
+    architectures = [str(item.callspec.params["architecture"]) for item in wanted]
+    if architectures:
         session.config.stash[_compiler] = subprocess.Popen(
-            [sys.executable, Path(__file__).parent / "cross_compile.py"],
+            [sys.executable, Path(__file__).parent / "cross_compile.py", *architectures],
             env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"},
             stdout=subprocess.PIPE,
         )
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Compile beside the tests, which leave a core idle unless they are several processes."""
+    if not session.config.option.collectonly and not hasattr(session.config, "workerinput"):
+        start_compiler(session)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -41,10 +60,12 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def compiled(request: pytest.FixtureRequest) -> list[dict]:
-    """What `cross_compile.py` prints."""
-    compiler = request.config.stash[_compiler]
-    output, _ = compiler.communicate()
-    assert compiler.returncode == 0
+    """What `cross_compile.py` prints, for the architectures of the tests that are run."""
+    stash = request.config.stash
+    if _compiler not in stash:
+        start_compiler(request.session)
+    output, _ = stash[_compiler].communicate()
+    assert stash[_compiler].returncode == 0
     return json.loads(output)
 
 

@@ -1,6 +1,6 @@
 """Compile the kernels for GPUs that are not here and print, as JSON, what came of each.
 
-    python tests/cross_compile.py
+    python tests/cross_compile.py [ARCHITECTURE ...]
 
 A process of its own, because kernels can't be compiled where TRITON_INTERPRET is set.
 """
@@ -9,6 +9,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -372,11 +373,12 @@ def compile_for(architecture: int, case: Case) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    wanted = [int(argument) for argument in sys.argv[1:]] or ARCHITECTURES
     todo = [
         (architecture, case)
         for case in CASES
         for architecture in case.architectures
-        if GLUON or not isinstance(case.kernel, GluonJITFunction)
+        if architecture in wanted and (GLUON or not isinstance(case.kernel, GluonJITFunction))
     ]
     # Most of it is not Python.
     with ThreadPoolExecutor(os.cpu_count()) as pool, tempfile.TemporaryDirectory() as cache:

@@ -112,9 +112,9 @@ def test_readme_is_a_page():
 def test_readme_commands_are_the_ones_ci_runs():
     assert "pip install . && fasttracks demo\n" in README
     for document in (README, (ROOT / "CONTRIBUTING.md").read_text()):
-        assert 'pip install -e ".[test]" && pytest\n' in document
+        assert 'pip install -e ".[test]" && pytest -n 2\n' in document
     ci = (ROOT / ".ci/run").read_text()
-    assert 'pip install -e ".[test]"' in ci
+    assert 'pip install -e ".[test]" && pytest -n 2\n' in ci
     workflow = (ROOT / ".github/workflows/tests.yml").read_text()
     assert ".ci/run" in workflow
     oldest = re.search(r'requires-python = ">=(\S+)"', (ROOT / "pyproject.toml").read_text())

@@ -186,13 +186,16 @@ LIMITS = {
 STACK = 64 if GLUON else 2048
 
 
-@pytest.mark.parametrize("architecture", [80, 90, 100])
+@pytest.mark.parametrize(
+    "architecture", [90, *(pytest.param(a, marks=pytest.mark.slow) for a in (80, 100))]
+)
 def test_compiled_kernels(compiled: list[dict], architecture: int) -> None:
+    found = [usage for usage in compiled if usage["architecture"] == architecture]
     expected = {name for name in LIMITS if GLUON or "hopper" not in name}
-    assert {usage["name"] for usage in compiled} == expected
-    for usage in compiled:
-        if usage["architecture"] != architecture:
-            continue
+    if architecture == 90:  # for which each is compiled
+        assert {usage["name"] for usage in found} == expected
+    assert found and {usage["name"] for usage in found} <= expected
+    for usage in found:
         shared, wgmma = LIMITS[usage["name"]]
         assert not usage["empty"], usage
         assert usage["shared"] <= shared, usage
