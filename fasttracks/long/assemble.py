@@ -27,7 +27,7 @@ from fasttracks.refine.bundle import STATIC_FRAMES, STATIC_SCALE, bundle
 from fasttracks.refine.cameras import Evidence, Scene
 from fasttracks.refine.evidence import MOBILITY_POWER, evidence_of, level_of, mobility_of
 
-TOGETHER = 3000  # frames that are adjusted together, whose system and its factor have 5.2 GB
+TOGETHER = 3000  # frames that are adjusted together, whose system has 2.6 GB
 _ROUNDS, _ITERATIONS = 6, 4
 _FRAMES_AT_ONCE = 256
 _BUCKET = 64  # tracks, by which windows' sizes on a GPU differ

@@ -2,8 +2,8 @@
 
 The cost is that of `refine.bundle`, minimised by the same Levenberg–Marquardt steps. A point is
 seen in some frames only: points are taken in groups that are seen in about the same ones, and
-eliminated from the cameras of these (Schur complement). So memory is that of the cameras' system
-and its factor, 36 T² numbers each, and of one group.
+eliminated from the cameras of these (Schur complement). So memory is that of the cameras' system,
+36 T² numbers, which its factor replaces, and of one group.
 """
 
 from collections.abc import Iterator
@@ -14,16 +14,17 @@ from torch import Tensor
 
 from fasttracks.refine.cameras import (
     Evidence,
+    Normal,
     Scene,
+    add_cameras,
     cost,
-    dense,
     diagonal_of,
-    eliminate,
     invert_points,
     moved,
     normal_equations,
     points_step,
     solve_cameras,
+    weighted,
 )
 from fasttracks.refine.evidence import fit_scale
 
@@ -79,29 +80,21 @@ class Joint:
     def _step(self, scene: Scene, damping: float) -> tuple[Tensor, Tensor]:
         damp = scene.points.new_full((1,), damping)
         cameras = normal_equations(*self._cameras(scene))
-        system, right = dense(cameras), cameras.cameras_right
-        diagonal = system.diagonal(dim1=-2, dim2=-1)
-        stiff = damp * diagonal
+        right = cameras.cameras_right
+        system = right.new_zeros(1, right.shape[1], right.shape[1])
         for group in self.groups:
             normal = normal_equations(*self._part(scene, group))
-            reduced = eliminate(normal, damp)
-            rows = self._unknowns(group)
-            inner, last = slice(rows[0], rows[1]), -1
-            system[:, inner, inner] += reduced.system[:, :-1, :-1]
-            system[:, inner, last] += reduced.system[:, :-1, -1]
-            system[:, last, inner] += reduced.system[:, -1, :-1]
-            system[:, last, last] += reduced.system[:, -1, -1]
-            own = damp * diagonal_of(normal)
-            stiff[:, inner] += own[:, :-1]
-            stiff[:, last] += own[:, -1]
-            right[:, inner] += reduced.right[:, :-1]
-            right[:, last] += reduced.right[:, -1]
-        diagonal += stiff
+            cameras.cameras[:, group.frames] += normal.cameras
+            cameras.by_focal[:, group.frames] += normal.by_focal
+            cameras.focal.add_(normal.focal)
+            self._eliminate(system, right, group, normal, damp)
+        add_cameras(system, cameras)
+        system.diagonal(dim1=-2, dim2=-1).add_(damp * diagonal_of(cameras))
         free = torch.ones_like(right)
         free[:, :6] = 0
         free[:, -1] = self.evidence.focal_free
         step = solve_cameras(system, right, free)
-        del system, cameras, diagonal
+        del system
         shift = torch.zeros_like(scene.points)
         for group in self.groups:
             normal = normal_equations(*self._part(scene, group))
@@ -110,6 +103,22 @@ class Joint:
             inverse = invert_points(normal, damp)
             shift[:, group.which] = points_step(normal, inverse, own)
         return step, shift
+
+    def _eliminate(
+        self, system: Tensor, right: Tensor, group: Group, normal: Normal, damp: Tensor
+    ) -> None:
+        """Add what a group's points leave of its cameras' equations; no second system is made."""
+        begin, end = self._unknowns(group)
+        other = normal.mixed.flatten(2)[0]
+        mixed = weighted(normal, invert_points(normal, damp)).flatten(2)[0]
+        system[0, begin:end, begin:end].addmm_(mixed[:-1], other[:-1].mT, alpha=-1)
+        edge = mixed @ other[-1]
+        system[0, begin:end, -1] -= edge[:-1]
+        system[0, -1, begin:end] -= edge[:-1]
+        system[0, -1, -1] -= edge[-1]
+        own = normal.cameras_right[0] - mixed @ normal.points_right.flatten()
+        right[0, begin:end] += own[:-1]
+        right[0, -1] += own[-1]
 
     def _unknowns(self, group: Group) -> tuple[int, int]:
         return 6 * group.frames.start, 6 * group.frames.stop
@@ -168,6 +177,8 @@ def _groups(weight: Tensor) -> Iterator[Group]:
     used = torch.nonzero(seen.sum(0) > 1)[:, 0]
     span = (last - first + 1)[used].double().log2().ceil().long()
     order = used[(span * frames + first[used]).argsort(stable=True)]
-    for which in order.split(_GROUP):
-        begin, end = int(first[which].min()), int(last[which].max()) + 1
-        yield Group(slice(begin, end), which)
+    alike = span.bincount().tolist()  # a group of two spans would reach over most of the clip
+    for which in (part for same in order.split(alike) for part in same.split(_GROUP)):
+        if len(which):
+            begin, end = int(first[which].min()), int(last[which].max()) + 1
+            yield Group(slice(begin, end), which)

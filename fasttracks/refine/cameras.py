@@ -195,10 +195,15 @@ def solve(normal: Normal, focal_free: Tensor, damping: Tensor) -> tuple[Tensor, 
 def eliminate(normal: Normal, damping: Tensor) -> Reduced:
     """The Schur complement of the points, their blocks damped; the cameras' are not."""
     n, V_inverse = normal, invert_points(normal, damping)
-    mixed = (n.mixed[..., None] * V_inverse[:, None]).sum(-2)
+    mixed = weighted(n, V_inverse)
     S = dense(n) - mixed.flatten(2) @ n.mixed.flatten(2).mT
     right = n.cameras_right - (mixed * n.points_right[:, None]).sum((2, 3))
     return Reduced(S, right, V_inverse)
+
+
+def weighted(normal: Normal, points_inverse: Tensor) -> Tensor:
+    """The mixed block (B, 6 T + 1, N, 3) times inverses (B, N, 3, 3) of the points' blocks."""
+    return (normal.mixed[..., None] * points_inverse[:, None]).sum(-2)
 
 
 def invert_points(normal: Normal, damping: Tensor) -> Tensor:
@@ -220,8 +225,10 @@ def solve_cameras(system: Tensor, right: Tensor, free: Tensor) -> Tensor:
     unit = diagonal.clamp(min=1e-30).rsqrt()
     S.mul_(unit[:, :, None]).mul_(unit[:, None])
     diagonal.add_(1e-9)
-    factor, _ = torch.linalg.cholesky_ex(S)  # a failure gives NaN: a step that is not taken
-    # cholesky_solve would copy the factor, which has gigabytes for a long clip.
+    # The factor takes the system's place, and cholesky_solve would copy it: it has gigabytes for a
+    # long clip. A failure gives NaN: a step that is not taken.
+    factor, info = S.mT, torch.empty(len(S), dtype=torch.int32, device=S.device)
+    torch.linalg.cholesky_ex(factor, out=(factor, info))
     half = torch.linalg.solve_triangular(factor, (unit * free * right)[..., None], upper=False)
     step = torch.linalg.solve_triangular(factor.mT, half, upper=True)[..., 0] * unit
     return step.to(right.dtype)
@@ -235,16 +242,23 @@ def points_step(normal: Normal, points_inverse: Tensor, step: Tensor) -> Tensor:
 
 def dense(normal: Normal) -> Tensor:
     """The cameras' system (B, 6 T + 1, 6 T + 1)."""
+    size = normal.cameras_right.shape[1]
+    S = normal.mixed.new_zeros(len(normal.mixed), size, size)
+    add_cameras(S, normal)
+    return S
+
+
+def add_cameras(system: Tensor, normal: Normal) -> None:
+    """Add the cameras' own equations to a system (B, 6 T + 1, 6 T + 1), in place."""
     n, frames = normal, normal.cameras.shape[1]
-    S = n.mixed.new_zeros(len(n.mixed), 6 * frames + 1, 6 * frames + 1)
-    blocks = S[:, :-1, :-1].unflatten(1, (frames, 6)).unflatten(3, (frames, 6))
-    blocks.diagonal(dim1=1, dim2=3).copy_(n.cameras.permute(0, 2, 3, 1))
+    blocks = system[:, :-1, :-1].unflatten(1, (frames, 6)).unflatten(3, (frames, 6))
+    blocks.diagonal(dim1=1, dim2=3).add_(n.cameras.permute(0, 2, 3, 1))
     for offset, beside in ((1, n.beside), (-1, n.beside.mT)):
         if frames > 1:
-            blocks.diagonal(offset, dim1=1, dim2=3).copy_(beside.permute(0, 2, 3, 1))
-    S[:, :-1, -1] = S[:, -1, :-1] = n.by_focal.flatten(1)
-    S[:, -1, -1] = n.focal
-    return S
+            blocks.diagonal(offset, dim1=1, dim2=3).add_(beside.permute(0, 2, 3, 1))
+    system[:, :-1, -1] += n.by_focal.flatten(1)
+    system[:, -1, :-1] += n.by_focal.flatten(1)
+    system[:, -1, -1] += n.focal
 
 
 def _without_cameras(
