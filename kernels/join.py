@@ -16,7 +16,7 @@ from fasttracks.kernels.camera_math import cross, load3, load9, product_back, ro
 from fasttracks.kernels.common import overlap, wait_for_previous
 from fasttracks.kernels.launches import launch
 
-_ABOUT = 6  # numbers of a track that `_weigh` leaves; the last is `_join`'s own
+_ABOUT = 7  # numbers of a track that `_weigh` leaves; the last is `_join`'s own
 
 
 @triton.jit
@@ -177,7 +177,9 @@ def _weigh(
     tl.store(about + 2 * N, total, mask=in_tracks)
     tl.store(about + 3 * N, trust * tl.sum(ratio, 0, keep_dims=True) / least, mask=in_tracks)
     off = trust * tl.sum(distance, 0, keep_dims=True) / least
-    tl.store(about + 4 * N, tl.maximum(off, off * 0 + 1e-6), mask=in_tracks)
+    off = tl.maximum(off, off * 0 + 1e-6)
+    tl.store(about + 4 * N, off, mask=in_tracks)
+    tl.store(about + 5 * N, total / off, mask=in_tracks)
 
 
 @triton.jit
@@ -335,7 +337,6 @@ def _join(
     LEAST_SURE: tl.constexpr,
     ROUNDS: tl.constexpr,
     POLAR: tl.constexpr,
-    LOW_PASS: tl.constexpr,
     MEMORY: tl.constexpr,
     FRAMES: tl.constexpr,
     POINTS: tl.constexpr,
@@ -358,7 +359,6 @@ def _join(
     old_position = load3(world_position + 3 * before, 1, inside)
     old_scale = tl.load(log_scale)
     rotation = _double(load9(rotation + 9 * t, inside))
-    pivot = _double(load3(position + 3 * (T - hop - 1), 1, hop < T))
     position = _double(load3(position + 3 * t, 1, inside))
 
     # A robust chordal mean of the rotations from here to there.
@@ -379,9 +379,8 @@ def _join(
         by_point = tl.load(about + 2 * N + n, mask=n < N, other=0.0)
         count += tl.sum((by_point > T.to(tl.float64) * LEAST_SURE).to(tl.int32))
         total += tl.sum(by_point)
-        firmness += tl.sum(by_point / tl.load(about + 4 * N + n, mask=n < N, other=1.0))
-    half = total / 2
-    found = _weighted_median(about + 3 * N, about + 2 * N, half, N, BLOCK)
+        firmness += tl.sum(tl.load(about + 5 * N + n, mask=n < N, other=0.0))
+    found = _weighted_median(about + 3 * N, about + 5 * N, firmness / 2, N, BLOCK)
     found = tl.where(count >= LEAST_SHARED, found, old_scale)
     scale = tl.exp(found)
 
@@ -396,8 +395,7 @@ def _join(
         for start in range(0, N, POINTS):
             n = start + tl.arange(0, POINTS)
             off = _off(world_points, static, scale, turn, n, N)
-            firm = tl.load(about + 2 * N + n, mask=n < N, other=0.0) / firmness
-            firm /= tl.load(about + 4 * N + n, mask=n < N, other=1.0)
+            firm = tl.load(about + 5 * N + n, mask=n < N, other=0.0) / firmness
             near = firm / (tl.sqrt(_square(_mix(off, 1, (x, y, z), -1))) + 1e-6)
             dw, da, db, dc = _sums(tl.where(iteration == 0, firm, near), off)
             w, a, b, c = w + dw, a + da, b + db, c + dc
@@ -408,15 +406,11 @@ def _join(
         n = start + tl.arange(0, POINTS)
         off = _mix(_off(world_points, static, scale, turn, n, N), 1, shift, -1)
         far = tl.sqrt(_square(off)) / tl.load(about + 4 * N + n, mask=n < N, other=1.0)
-        tl.store(about + 5 * N + n, far, mask=n < N)
+        tl.store(about + 6 * N + n, far, mask=n < N)
     tl.debug_barrier()  # what was just stored is there, and all has read the old state
-    residual = _weighted_median(about + 5 * N, about + 2 * N, half, N, BLOCK)
+    residual = _weighted_median(about + 6 * N, about + 2 * N, total / 2, N, BLOCK)
 
-    # The scale that is taken is not quite that found: the newest shared camera goes where that
-    # brings it.
-    taken = tl.where(begun, old_scale + LOW_PASS * (found - old_scale), 0.0)
-    shift = _mix(shift, 1, rotate(*turn, *pivot), scale - tl.exp(taken))
-    scale = tl.exp(taken)
+    scale = tl.where(begun, scale, scale * 0 + 1)
     shift = _where(begun, shift, (scale * 0, scale * 0, scale * 0))
     zero, one = scale * 0, scale * 0 + 1
     turn = _where(begun, turn, (one, zero, zero, zero, one, zero, zero, zero, one))
@@ -453,10 +447,10 @@ def _join(
         _store(out + 3 * n, points, mask)
         tl.store(out + 3 * N + n, tl.load(about + n, mask=mask, other=0.0), mask=mask)
     out += 4 * N
-    tl.store(out, tl.exp(found - taken))
+    tl.store(out, tl.exp(found - old_scale))
     tl.store(out + 1, count.to(tl.float32))
     tl.store(out + 2, residual)
-    tl.store(log_scale, taken)
+    tl.store(log_scale, tl.where(begun, found, 0.0))
     tl.store(started, one)
 
 

@@ -75,7 +75,7 @@ def test_the_world_stays_put():
     assert np.concatenate([f.frames for f in final]).tolist() == list(range(80))
     poses = torch.from_numpy(np.concatenate([f.camera_to_world for f in final]))[None].double()
     found = Scene(poses[..., :3, :3], poses[..., :3, 3], truth.log_focal, truth.points)
-    assert path_error(found, truth) < 0.1
+    assert path_error(found, truth) < 1e-4
     # The newest cameras are those that become final, and points lie in the same world.
     last = final[-1].camera_to_world[-1]
     assert np.abs(updates[-1].camera_to_world - last).max() < 1e-5

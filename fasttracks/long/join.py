@@ -52,7 +52,8 @@ def join(
     """The similarity that brings `source` to `target`, robustly. Waits for no device.
 
     Orientations tell the rotation. Distances of points from cameras tell the scale, by their
-    ratio's weighted median. Camera centres and points tell the shift, by their geometric median.
+    ratio's weighted median, near ones more. Camera centres and points tell the shift, by their
+    geometric median.
 
     Args:
         source: what is to be moved.
@@ -70,15 +71,16 @@ def join(
     share = weight / by_point.clamp(min=1e-12)
     ratio = (share * (there / here).log()).sum(0)
     count = (by_point > LEAST_SURE * len(weight)).sum()
-    log_scale = weighted_median(ratio, by_point)
+    distance = (share * there).sum(0).clamp(min=1e-6)
+    # What is off by a share of its distance is off by less if it is near.
+    firm = by_point / distance
+    log_scale = weighted_median(ratio, firm)
     other = torch.zeros_like(log_scale) if held is None else held
     scale = torch.where(count >= LEAST_SHARED, log_scale, other).exp()
 
     moved = scale * turned(torch.cat([source.position, source.points]), rotation)
     offsets = torch.cat([target.position, target.points]) - moved
-    distance = (share * there).sum(0).clamp(min=1e-6)
-    # A camera's centre is as far off as its window is; a point by about a share of its distance.
-    firm = by_point / distance
+    # A camera's centre is as far off as its window is.
     halves = [w / w.sum().clamp(min=1e-12) for w in (frame_weight, firm)]
     shift = _geometric_median(offsets, torch.cat(halves))
     off = (offsets[len(source.position) :] - shift).norm(dim=-1) / distance

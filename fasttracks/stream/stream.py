@@ -20,7 +20,7 @@ from fasttracks.weights import load
 
 MOVES = 2.0  # mobility from which a track counts as moving
 _LEAST_LINKS = 3  # tracks that lead from a window to a new frame, where that has some
-_WORST_SCALE, _WORST_RESIDUAL = 2.0, 0.5  # of a window that still fits the world
+_WORST_SCALE, _WORST_RESIDUAL = 2.7, 0.5  # of a window that still fits the world
 _LEAST_TRUSTED = 8  # still points that tell so
 
 
@@ -36,7 +36,7 @@ class Final(NamedTuple):
 class Health(NamedTuple):
     """How well the newest window fits the world so far."""
 
-    scale: float  # of the window over that of those before, after its own was taken out; 1 is best
+    scale: float  # of the window over that of the one before; about 1 if they agree
     shared: int  # still points that tell the scale
     residual: float  # median distance of these to where they were, as a share of their depth
 

@@ -21,9 +21,9 @@ from fasttracks.long.join import (
     POLAR,
     ROUNDS,
     Shared,
+    Similarity,
     join,
     nearest_rotation,
-    turned,
 )
 from fasttracks.network import TracksTo4D
 from fasttracks.parallax import LEAST
@@ -31,7 +31,6 @@ from fasttracks.refine.bundle import bundle_tensors
 from fasttracks.refine.evidence import LEVEL, MOBILITY_POWER, NOISE, STILL
 from fasttracks.refine.positive_definite import has_kernels
 
-_LOW_PASS = 0.3  # of a window's scale that is taken at once
 _MEMORY = 50.0  # windows after which an older one counts less for a point
 # The same rules as the kernels are given them.
 _WEIGHING = {
@@ -46,7 +45,6 @@ _JOINING = {
     "LEAST_SURE": LEAST_SURE,
     "ROUNDS": ROUNDS,
     "POLAR": POLAR,
-    "LOW_PASS": _LOW_PASS,
     "MEMORY": _MEMORY,
 }
 
@@ -210,20 +208,16 @@ class World:
             frame_weight,
             state.log_scale,
         )
-        log_scale = torch.lerp(state.log_scale, fit.similarity.scale.log(), _LOW_PASS)
-        log_scale = torch.where(begun, log_scale, 0.0)
-        eye = self._blank.rotation[0]
-        turn = torch.where(begun, fit.similarity.rotation, eye)
-        scale = log_scale.exp()
-        # The scale that is taken is not quite the fit's: the newest shared camera goes where that
-        # brings it.
-        pivot = position[len(rotation) - hop - 1]
-        shift_by = fit.similarity.points(pivot) - scale * turned(pivot, turn)
-        shift_by = torch.where(begun, shift_by, 0.0)
-
-        rotation = turn @ rotation
-        moved = torch.cat([position, static, p.points[0, -1].double()])
-        moved = scale * turned(moved, turn) + shift_by
+        # Each window has a scale of its own, so it is not low-passed: what would be left of it adds
+        # up in the world's points.
+        found = fit.similarity
+        similarity = Similarity(
+            torch.where(begun, found.scale, 1.0),
+            torch.where(begun, found.rotation, self._blank.rotation[0]),
+            torch.where(begun, found.shift, 0.0),
+        )
+        rotation = similarity.rotation @ rotation
+        moved = similarity.points(torch.cat([position, static, p.points[0, -1].double()]))
         position, static, newest = moved.split([len(position), len(static), len(static)])
 
         # Windows see their middle best.
@@ -239,13 +233,13 @@ class World:
         part = (more / (point_weight + more).clamp(min=1e-12))[:, None]
         points = torch.lerp(state.points, static, part)
         points = torch.where((point_weight > 0)[:, None], points, static)
-        state = State(
+        after = State(
             rotation,
             position,
             frame_weight + gain,
             points,
             (point_weight + more).clamp(max=_MEMORY),
-            log_scale,
+            similarity.scale.log(),
             torch.ones_like(state.started),
         )
         seen = (
@@ -253,11 +247,11 @@ class World:
             torch.cat([rotation.flatten(1), position], 1),
             newest,
             mobility,
-            (fit.similarity.scale.log() - state.log_scale).exp(),
+            (found.scale.log() - state.log_scale).exp(),
             fit.points,
             fit.residual,
         )
-        return state, torch.cat([value.float().reshape(-1) for value in seen])
+        return after, torch.cat([value.float().reshape(-1) for value in seen])
 
 
 def _parts(flat: Tensor, frames: int, tracks: int) -> tuple[Tensor, Tensor]:
