@@ -222,7 +222,7 @@ def stream_cases() -> list[Case]:
     """The kernels of a stream's world."""
     weigh = {"QUANTILE": 0.005, "NOISE": 1e-3, "STILL": 2.5, "POWER": 4, "LEAST": 0.01}
     rules = {"LEAST_SHARED": 8, "LEAST_SURE": 0.01, "ROUNDS": 4, "POLAR": 4}
-    rules |= {"LOW_PASS": 0.3, "MEMORY": 50.0, "FRAMES": 64}
+    rules |= {"MEMORY": 50.0, "FRAMES": 64}
     state = ("world_rotation", "world_position", "old_position", "frame_weight", "started")
     state += ("world_points", "old_points", "point_weight", "log_scale", "about")
     types = dict.fromkeys(state, "*fp64") | LENGTHS | {"hop": "i32"}
