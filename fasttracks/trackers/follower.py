@@ -40,6 +40,13 @@ class Thresholds:
     min_found: float = 0.85
 
 
+def to_gray(image: np.ndarray) -> np.ndarray:
+    """(H, W) uint8 of (H, W, 3) uint8 RGB."""
+    import cv2
+
+    return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+
+
 class Frame:
     """One image as the tracker needs it.
 
@@ -53,7 +60,7 @@ class Frame:
         """From (H, W, 3) uint8 RGB."""
         import cv2
 
-        self.gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+        self.gray = to_gray(image)
         self.color = cv2.GaussianBlur(image, (0, 0), 1.5)
         height, width = self.gray.shape
         size = -(-width // 2), -(-height // 2)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fasttracks.errors import InputError
-from fasttracks.trackers.follower import Flow, Follower, Frame, Thresholds
+from fasttracks.trackers.follower import Flow, Follower, Frame, Thresholds, to_gray
 from fasttracks.trackers.queries import check_frames, check_queries, usual_count
 from fasttracks.trackers.seeding import Grid, moving, place
 
@@ -15,7 +15,7 @@ BETWEEN = 10  # frames between starts
 FIRST, LATER = 0.4, 10  # share of the tracks that begin at the first start, and how many times as
 # many they are at most as begin at a later one
 PER_FRAME, MOST = 3, 4000  # tracks of a long clip
-SPARE = 1.2  # times as many tracks as asked for, as some are seen in one frame
+SPARE = 1.2  # times as many tracks start as are asked for, as some are lost at once
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class KLT(Thresholds):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Track; see `Tracker`.
 
-        Without queries tracks start on texture, on what moves and where others thin out. Those
-        seen in a single frame are dropped.
+        Without queries tracks start on texture, on what moves and where others thin out. More
+        start than are asked for; those seen longest stay.
         """
         from tqdm import tqdm
 
@@ -60,9 +60,7 @@ class KLT(Thresholds):
             count = self.tracks or max(usual_count(len(frames)), min(PER_FRAME * len(frames), MOST))
             start = _starts(len(frames), round(SPARE * count))
             tracks, visible = self._both_ways(frames, flows, start, None, bar)
-        often = np.flatnonzero(visible.sum(0) > 1)
-        often = often if len(often) else np.arange(len(start))
-        kept = often[np.linspace(0, len(often) - 1, min(count, len(often))).round().astype(int)]
+        kept = _longest(start, visible.sum(0), count)
         return tracks[:, kept], visible[:, kept]
 
     def _both_ways(
@@ -95,7 +93,7 @@ class KLT(Thresholds):
                     tracks[t, known] = np.where(seen[:, None], follower.position, held)
                 new = np.flatnonzero(start == t)
                 if len(new) and forward and queries is None:
-                    subject = moving(grid, flows, t)
+                    subject = moving(grid, lambda t: to_gray(frames[t]), flows, t)
                     points[new] = place(grid, frame, subject, follower.position[seen], len(new))
                 follower.add(points[new])
                 known = np.append(known, new)
@@ -110,3 +108,14 @@ def _starts(frames: int, tracks: int) -> np.ndarray:
     first = round(min(FIRST, LATER / (LATER + len(later))) * tracks) if later else tracks
     rest = np.array(later or [0])[np.arange(tracks - first) * len(later) // (tracks - first or 1)]
     return np.concatenate([np.zeros(first, int), rest])
+
+
+def _longest(start: np.ndarray, seen: np.ndarray, count: int) -> np.ndarray:
+    """The numbers of at most `count` tracks, those `seen` (N,) longest of each `start` (N,)."""
+    order = np.lexsort((-seen, start))
+    _, first, size = np.unique(start[order], return_index=True, return_counts=True)
+    rank = np.empty(len(start))
+    rank[order] = (np.arange(len(start)) - np.repeat(first, size)) / np.repeat(size, size)
+    kept = np.argsort(rank, kind="stable")[:count]
+    often = kept[seen[kept] > 1]
+    return np.sort(often if len(often) else kept)

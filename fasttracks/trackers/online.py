@@ -23,6 +23,7 @@ class OnlineKLT:
         self._count = tracks
         self._follower = Follower(options or Thresholds())
         self._flows: deque[Flow] = deque(maxlen=HOPS[-1])
+        self._grays: deque[np.ndarray] = deque(maxlen=HOPS[-1] + 1)
         self._ids = np.zeros(0, np.int64)
         self._next, self._since = 0, 0
         self._grid: Grid | None = None
@@ -44,6 +45,7 @@ class OnlineKLT:
         flow = None if before is None else Flow(before, frame)
         if flow is not None:
             self._flows.append(flow)
+        self._grays.append(frame.gray)
         self._follower.push(frame, flow)
         self._forget()
         self._start(frame)
@@ -71,7 +73,7 @@ class OnlineKLT:
             return
         self._grid = self._grid or Grid(frame.size)
         flows = list(self._flows)
-        subject = moving(self._grid, flows, len(flows))
+        subject = moving(self._grid, self._grays.__getitem__, flows, len(flows))
         follower.add(place(self._grid, frame, subject, alive, lack))
         self._ids = np.append(self._ids, self._next + np.arange(lack))
         self._next, self._since = self._next + lack, 0
