@@ -431,7 +431,7 @@ def _predict(
         from fasttracks.refine.finetune import finetune
 
         with torch.enable_grad():
-            prediction, tuning = finetune(network, inputs)
+            prediction, tuning = finetune(network, inputs, known)
         return _single(prediction), None, tuning.outcome
     if inputs.shape[1] > LONGEST:
         from fasttracks.long.assemble import predict

@@ -7,6 +7,7 @@ import torch
 from helpers import random_tracks, tiny_network
 
 import fasttracks
+from fasttracks.geometry import project
 from fasttracks.learning import depth_change, unsupervised
 from fasttracks.performance.sample import sample_inputs
 from fasttracks.refine.finetune import finetune
@@ -44,6 +45,17 @@ def test_fine_tuning_keeps_the_best_and_stops_early():
     if "kept" in report.outcome[0]:
         assert torch.equal(wild.points, given.points)
     assert wild.points.isfinite().all()
+
+
+def test_a_known_focal_length_stays(monkeypatch):
+    network, tracks = tiny_network(dtype=torch.float32), random_tracks(9, 40, batch=2).float()
+    monkeypatch.setitem(vars(network.config), "predicts_focal", True)
+    known = torch.tensor([True, False])
+    tuned, report = finetune(network, tracks, known, steps=60, learning_rate=1e-3, at_once=24)
+    assert (tuned.focal[0] == 1).all()
+    assert (tuned.focal[1] != 1).all()
+    assert (report.loss_after < report.loss_before).all()
+    assert torch.equal(tuned.projection, project(tuned.points_camera, tuned.focal))
 
 
 def test_depths_stay_near_the_networks_own(monkeypatch):

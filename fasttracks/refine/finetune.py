@@ -1,12 +1,13 @@
 """Fine-tuning of a network to a clip, without truth (TracksTo4D, arXiv 2404.07097, section 3.3)."""
 
 import copy
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fasttracks.geometry import Prediction
+from fasttracks.geometry import Prediction, project
 from fasttracks.graphs import capture
 from fasttracks.learning import depth_change, forward, learning_rate_share, unsupervised
 from fasttracks.network import TracksTo4D
@@ -32,6 +33,7 @@ class Report(NamedTuple):
 def finetune(
     network: TracksTo4D,
     tracks: Tensor,
+    known_focal: Tensor | None = None,
     *,
     steps: int = 500,
     learning_rate: float = 3e-5,
@@ -39,6 +41,9 @@ def finetune(
     seed: int = 0,
 ) -> tuple[Prediction, Report]:
     """Predictions for B clips (B, T, N, 3) of u, v, o, each of a copy of the network tuned to it.
+
+    Where known_focal (B,) bool, the focal length that normalised the tracks stays as it is: a walk
+    hardly tells it, and the loss would trade it for the cameras' path.
 
     Adam on the paper's unsupervised loss, which doesn't know how far away is what moves, and on how
     far depths get from the network's own. Warmed up, then slowed to a stop along a cosine: at the
@@ -49,7 +54,11 @@ def finetune(
     bfloat16, and steps are replayed as a CUDA graph. A progress bar with the loss shows on a
     terminal.
     """
-    results = [_tune(network, clip[None], steps, learning_rate, at_once, seed) for clip in tracks]
+    known = [False] * len(tracks) if known_focal is None else known_focal.tolist()
+    results = [
+        _tune(network, clip[None], hold, steps, learning_rate, at_once, seed)
+        for clip, hold in zip(tracks, known, strict=True)
+    ]
     predictions, before, after, taken = zip(*results, strict=True)
     prediction = Prediction(*(torch.cat(values) for values in zip(*predictions, strict=True)))
     outcome = [
@@ -64,6 +73,7 @@ def finetune(
 def _tune(
     network: TracksTo4D,
     clip: Tensor,
+    known_focal: bool,
     steps: int,
     learning_rate: float,
     at_once: int | None,
@@ -86,8 +96,9 @@ def _tune(
     count = clip.shape[2]
     at_once = min(count, at_once or _AT_ONCE[device.type])
     clip = clip.float()
+    predict = partial(_predict, tuned, known_focal)
     with torch.no_grad():
-        best = forward(tuned, clip)
+        best = predict(clip)
     depth = best.points_camera[..., 2]
     part, part_depth = clip[:, :, :at_once].clone(), depth[:, :, :at_once].clone()
     draw = torch.Generator().manual_seed(seed)
@@ -98,11 +109,11 @@ def _tune(
 
     def judge() -> tuple[Prediction, Tensor]:
         with torch.no_grad():
-            prediction = forward(tuned, clip)
+            prediction = predict(clip)
             return prediction, loss_of(prediction, clip, depth)
 
     def update() -> None:
-        loss_of(forward(tuned, part), part, part_depth).sum().backward()
+        loss_of(predict(part), part, part_depth).sum().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -129,3 +140,11 @@ def _tune(
                     best, least, last = prediction, loss, step
                 bar.set_postfix(loss=f"{least.item():.4f}")
     return best, first, least, step
+
+
+def _predict(network: TracksTo4D, known_focal: bool, tracks: Tensor) -> Prediction:
+    p = forward(network, tracks)
+    if not known_focal:
+        return p
+    focal = torch.ones_like(p.focal)
+    return p._replace(focal=focal, projection=project(p.points_camera, focal))
