@@ -21,9 +21,10 @@ from fasttracks.batch import Reconstructor, index, local
 from fasttracks.batch.index import TIMES, Index
 from fasttracks.batch.inputs import Clip, find, in_shard, state
 from fasttracks.batch.settings import Settings
-from fasttracks.cli.batch import _Bar
+from fasttracks.cli.batch import _Bar, _settings
 from fasttracks.cli.main import main
-from fasttracks.weights import save
+from fasttracks.cli.options import parser
+from fasttracks.weights import SHIPPED, save
 
 VIDEO = {"frames": 5, "grid": 4}
 OPTIONS = ["--frames", "5", "--grid", "4", "--device", "cpu", "--refine", "none"]
@@ -431,3 +432,9 @@ def processes():
         except OSError:
             continue
         yield int(path.name), name, parent
+
+
+def test_settings_are_by_default_those_of_the_command(tmp_path):
+    options = parser().parse_args(["batch", "in", str(tmp_path / "out")])
+    settings = _settings(options, tmp_path / "unfinished")
+    assert settings == Settings(settings.output, settings.unfinished, str(SHIPPED["base"]))

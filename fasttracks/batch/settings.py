@@ -8,6 +8,7 @@ from functools import cached_property
 
 import fasttracks
 from fasttracks.batch.inputs import state
+from fasttracks.long.assemble import TOGETHER
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Settings:
     grid: int | None = None
     mask: str | None = None
     start: float = 0.0
-    frames: int = 50
+    frames: int = TOGETHER
     every: int = 1
     max_size: int = 1024
     export: tuple[str, ...] = ()
