@@ -51,6 +51,7 @@ def measure(path: Path, options: argparse.Namespace) -> dict[str, Any]:
         "seen": round(tracks.seen, 3),
         "median px": round(float(np.median(error)), 2),
         "p90 px": round(float(np.percentile(error, 90)), 2),
+        "precision": str(next(model.blocks.parameters()).dtype).removeprefix("torch."),
         **{f"{stage} s": value for stage, value in seconds.items()},
     }
 

@@ -39,8 +39,8 @@ def speed() -> str:
     seconds = [f"{s:.0f}" for s in sorted(clip["reconstruct s"] for clip in record["clips"])]
     span = seconds[0] if seconds[0] == seconds[-1] else f"{seconds[0]} to {seconds[-1]}"
     return (
-        f"{table(lines)}\n\nOn two CPU cores "
-        + "{tracks} tracks × {frames} frames".format_map(record["clips"][0])
+        f"{table(lines)}\n\nOn two CPU cores, in "
+        + "{precision}, {tracks} tracks × {frames} frames".format_map(record["clips"][0])
         + f" take {span} s and {record['peak memory GB']:.1f} GB."
     )
 
