@@ -22,7 +22,7 @@ Row = dict[str, Any]
 
 
 def speed() -> str:
-    """The README's: the forward at a few sizes on a GPU, and the whole on a CPU."""
+    """The README's: the forward at a few sizes on a GPU; whole calls there and on a CPU."""
     lines = []
     for size, columns in sizes(read(SHOWN)).items():
         if size in SPEED_SIZES:
@@ -38,8 +38,13 @@ def speed() -> str:
     record = read("real_clips-base")
     seconds = [f"{s:.0f}" for s in sorted(clip["reconstruct s"] for clip in record["clips"])]
     span = seconds[0] if seconds[0] == seconds[-1] else f"{seconds[0]} to {seconds[-1]}"
+    calls = read(LATEST)["call"]
+    whole = [number(r["p50 ms"], "") for r in calls if r["column"] == "numpy, by name"]
+    push = read(f"long-{LATEST}")["latency"]["ms"]["p50"]
     return (
-        f"{table(lines)}\n\nOn two CPU cores, in "
+        f"{table(lines)}\n\n`reconstruct`, arrays in and out, takes {', '.join(whole)} ms at "
+        "the first three sizes (H200), a `Stream` of 256 tracks "
+        f"{push:.1f} ms a frame. On two CPU cores, in "
         + "{precision}, {tracks} tracks × {frames} frames".format_map(record["clips"][0])
         + f" take {span} s and {record['peak memory GB']:.1f} GB."
     )
