@@ -9,9 +9,9 @@ host look at the values, to say in words what is wrong. Elsewhere the host looks
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache, partial
+from functools import lru_cache, partial
 from itertools import accumulate
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from fasttracks.backends import TORCH
 from fasttracks.engine import MOST_TOKENS, Engine, Work, at_once, do, run
 from fasttracks.errors import InputError
 from fasttracks.geometry import Prediction
+from fasttracks.graphs import meanwhile
 from fasttracks.long.windows import FOCAL_TRACKS, LONGEST, focal_correction
 from fasttracks.network import TracksTo4D
 from fasttracks.plausible import Counts, check, unremarkable
@@ -33,7 +34,6 @@ _NUMPY = {torch.uint8: np.uint8, torch.float32: np.float32, torch.float64: np.fl
 
 Array = np.ndarray | Tensor
 _Forward = Callable[[Tensor], Prediction]
-_Result = TypeVar("_Result")
 
 
 class Clip(NamedTuple):
@@ -105,9 +105,10 @@ class _Part(NamedTuple):
 class _Layout(NamedTuple):
     """What an answer (B, n) holds, in float32's places, one after the other."""
 
-    numbers: int  # float64: the largest, `Counts` if a GPU counted, how adjustment went
-    parts: Sequence[_Part]  # a clip's: those of `_fields`; tracks and what was seen, of a GPU's
-    sizes: Sequence[int]  # of the numbers, then of each part
+    parts: Sequence[_Part]  # a clip's: those of `_answer`; tracks and what was seen, of a GPU's
+    # In float32: of numbers in float64 (the largest, `Counts` if a GPU counted, how adjustment
+    # went), then of each part.
+    sizes: Sequence[int]
     outcome: Sequence[str | None]  # of refinement, as far as the host knows it
 
 
@@ -155,8 +156,8 @@ def finish(started: Started, home: torch.device | None) -> list[Reconstruction]:
         rows = [_unpacked(row, layout) for row in answer.to(home)]
 
     def look() -> list[list[float]]:
-        flat = answer[:, : 2 * layout.numbers].reshape(-1).view(torch.float64)
-        numbers: list[list[float]] = flat.view(-1, layout.numbers).tolist()
+        flat = answer[:, : layout.sizes[0]].reshape(-1).view(torch.float64)
+        numbers: list[list[float]] = flat.view(len(answer), -1).tolist()
         for i, row in enumerate(numbers):
             _judge(started, i, row)
         return numbers
@@ -311,35 +312,10 @@ def _answer_to(
     from fasttracks.kernels.prepare import count, prepare
 
     found = prepare(*raw)
-    counted = _meanwhile(found.inputs.device, partial(count, found))
+    counted = meanwhile(found.inputs.device, partial(count, found))
     given = _Inputs(found.inputs, raw[2], raw[3][:, 2] > 0)
     more = (found.tracks, found.seen)
     return _answer(given, all_known, model, refine, whole, counted, more)
-
-
-def _meanwhile(device: torch.device, work: Callable[[], _Result]) -> Callable[[], _Result]:
-    """What `work` returns, to be asked for: a captured graph does it beside what is queued before.
-
-    What it reads must be kept as long.
-    """
-    if device.type != "cuda" or not torch.cuda.is_current_stream_capturing():
-        return work
-    beside, main = _beside(device), torch.cuda.current_stream()
-    beside.wait_stream(main)
-    with torch.cuda.stream(beside):
-        result = work()
-
-    def done() -> _Result:
-        main.wait_stream(beside)
-        return result
-
-    return done
-
-
-@cache
-def _beside(device: torch.device) -> torch.cuda.Stream:
-    """A stream for what graphs do beside the network; of a priority that callers hardly use."""
-    return torch.cuda.Stream(device, priority=-1)
 
 
 def _answer(
@@ -364,11 +340,11 @@ def _answer(
         cameras[..., :2] *= factor.double()[:, None, None, None]
         given = given._replace(cameras=cameras)
     device = given.inputs.device
-    fixed = _meanwhile(device, lambda: _fixed(given.cameras))
+    fixed = meanwhile(device, lambda: _fixed(given.cameras))
     with torch.no_grad():
         prediction, how, outcome = _predict(forward, whole, network, given, refine)
     cameras, intrinsics, pose = fixed()
-    completed = _meanwhile(device, lambda: _completed(prediction, intrinsics, pose))
+    completed = meanwhile(device, lambda: _completed(prediction, intrinsics, pose))
     reprojection = _reprojection(prediction.projection, cameras)
     largest = completed()
     p = prediction
@@ -377,9 +353,9 @@ def _answer(
     numbers = [largest, *([counted()] if counted else []), *([] if how is None else [how])]
     flat = [part.reshape(len(part), -1).view(torch.float32) for part in (*numbers, *fields)]
     parts = [_Part(tuple(field.shape[1:]), field.dtype) for field in fields]
-    count = sum(number.shape[1] for number in numbers)
-    sizes = [2 * count, *(part.shape[1] for part in flat[len(numbers) :])]
-    return torch.cat(flat, 1), _Layout(count, parts, sizes, outcome)
+    widths = [part.shape[1] for part in flat]
+    sizes = [sum(widths[: len(numbers)]), *widths[len(numbers) :]]
+    return torch.cat(flat, 1), _Layout(parts, sizes, outcome)
 
 
 _compiled: set[tuple[torch.device, torch.dtype, bool]] = set()
@@ -499,18 +475,17 @@ def _copied(answer: Tensor, layout: _Layout) -> tuple[Tensor, None, _Layout]:
 
 def _unpacked(row: Any, layout: _Layout) -> list[Any]:
     """A clip's fields, views of its answer (n,)."""
+    kinds: list[Any] = [part.dtype for part in layout.parts]
     pieces: list[Any]
     if isinstance(row, Tensor):
         _, *pieces = row.split_with_sizes(layout.sizes)
-        return [
-            p.view(part.dtype).view(part.shape)
-            for p, part in zip(pieces, layout.parts, strict=True)
-        ]
-    ends = accumulate(layout.sizes)
-    _, *pieces = [row[end - n : end] for n, end in zip(layout.sizes, ends, strict=True)]
+    else:
+        ends = accumulate(layout.sizes)
+        _, *pieces = [row[end - n : end] for n, end in zip(layout.sizes, ends, strict=True)]
+        kinds = [_NUMPY[kind] for kind in kinds]
     return [
-        p.view(_NUMPY[part.dtype]).reshape(part.shape)
-        for p, part in zip(pieces, layout.parts, strict=True)
+        piece.view(kind).reshape(part.shape)
+        for piece, kind, part in zip(pieces, kinds, layout.parts, strict=True)
     ]
 
 

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from functools import cache
 from threading import Lock
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -22,6 +23,7 @@ class Captured(Protocol):
 
 
 Entry = TypeVar("Entry", bound=Captured)
+Result = TypeVar("Result")
 
 
 class GraphCache(Generic[Entry]):
@@ -97,6 +99,31 @@ def capture(
     with _capturing, torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
         result = work()
     return graph, result
+
+
+def meanwhile(device: torch.device, work: Callable[[], Result]) -> Callable[[], Result]:
+    """What `work` returns, to be asked for: a captured graph does it beside what is queued before.
+
+    What it reads must be kept as long.
+    """
+    if device.type != "cuda" or not torch.cuda.is_current_stream_capturing():
+        return work
+    beside, main = _beside(device), torch.cuda.current_stream()
+    beside.wait_stream(main)
+    with torch.cuda.stream(beside):
+        result = work()
+
+    def done() -> Result:
+        main.wait_stream(beside)
+        return result
+
+    return done
+
+
+@cache
+def _beside(device: torch.device) -> torch.cuda.Stream:
+    """A stream for what graphs do beside the rest; of a priority that callers hardly use."""
+    return torch.cuda.Stream(device, priority=-1)
 
 
 def replayed(function: Function, *inputs: Tensor) -> tuple[Tensor, ...]:

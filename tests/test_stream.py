@@ -240,7 +240,7 @@ def test_slots_keep_long_lived_tracks_and_let_newborns_in():
     for t in range(30):
         places = g.uniform(-1, 1, (40, 2))
         ids = np.concatenate([np.arange(10), 100 + 40 * t + np.arange(30)])
-        slots.push(ids, places)
+        slots.push(ids, places, slots.of(ids))
         assert len(set(slots.ids[slots.ids >= 0])) == (slots.ids >= 0).sum() == 16
         assert set(range(10)) <= set(slots.ids) or t < 20
         shown, own = slots.shown()

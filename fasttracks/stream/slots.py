@@ -44,8 +44,11 @@ class Slots:
         get = self._slot.get
         return np.array([get(i, -1) for i in ids.tolist()], np.int64)
 
-    def push(self, ids: np.ndarray, positions: np.ndarray) -> None:
-        """Add a frame: the tracks (n,) that are seen in it, where (n, 2)."""
+    def push(self, ids: np.ndarray, positions: np.ndarray, slots: np.ndarray) -> None:
+        """Add a frame: the tracks (n,) that are seen in it, where (n, 2), and their slots (n,).
+
+        The slots are those of `of`, before this frame or before all were forgotten.
+        """
         self.seen -= self.window[0, :, 2] > 0
         if self._first == self._length:
             self._all[: self._length] = self.window
@@ -56,8 +59,7 @@ class Slots:
         newest[:, 2] = 0  # held where it was, but not seen
         self.frames += 1
         self._free(np.flatnonzero((self.ids >= 0) & (self.seen == 0)))
-        slots = self.of(ids)
-        known = slots >= 0
+        known = (slots >= 0) & (self.ids[slots] == ids)
         slots = slots[known]
         newest[slots, :2] = positions[known]
         newest[slots, 2] = 1

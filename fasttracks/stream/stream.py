@@ -150,14 +150,15 @@ class Stream:
         ids, positions = _checked(ids, positions, visibility)
         time = self._check_time(time)
         places = _normalised(positions, self._camera)
+        slots = self._slots.of(ids)
         if self._slots.frames and len(ids):
-            linked = int((self._slots.of(ids) >= 0).sum())
+            linked = int((slots >= 0).sum())
             few = linked < _LEAST_LINKS and len(ids) >= 4 * _LEAST_LINKS
             if not linked or few:
                 self._reset(f"only {linked} tracks lead here from the frames before")
         self._time = time
         self._times = np.append(self._times[1:], time)
-        self._slots.push(ids, places)
+        self._slots.push(ids, places, slots)
         self._count += 1
         if self._slots.frames and not self._slots.seen.any():
             self._reset("no track was seen in a whole window")

@@ -32,7 +32,7 @@ from fasttracks.refine.evidence import LEVEL, MOBILITY_POWER, NOISE, STILL
 from fasttracks.refine.positive_definite import has_kernels
 
 _MEMORY = 50.0  # windows after which an older one counts less for a point
-# The same rules as the kernels are given them.
+# The rules of `_step`, as the kernels are given them.
 _WEIGHING = {
     "QUANTILE": LEVEL,
     "NOISE": NOISE,
