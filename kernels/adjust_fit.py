@@ -17,6 +17,15 @@ from fasttracks.kernels.launches import launch
 _DEGREES = tl.constexpr(180 / math.pi)
 
 
+@triton.jit
+def ray_spread(frames, x, y, z):
+    """`parallax.ray_spread` of a point seen in some frames: of the sums of its rays."""
+    # The square of a mean ray falls short of 1 by the rays' mean square distance from it.
+    short = 1 - (x * x + y * y + z * z) / tl.maximum(frames * frames, 1.0)
+    spread = tl.sqrt(tl.maximum(short, 0.0, propagate_nan=tl.PropagateNan.ALL))
+    return tl.where(frames > 1, spread, 0.0)
+
+
 @triton.jit(do_not_specialize=("T", "N", "iterations"))
 def _fit(
     rotation,
@@ -94,11 +103,8 @@ def _fit(
     loose = 1 + off * tl.maximum(off, 0.0, propagate_nan=tl.PropagateNan.ALL)
     tl.store(firmness + track, (1 / (loose * loose))[None, :], mask=in_tracks)
     frames = tl.sum(count, 0)
-    ray_x, ray_y, ray_z = tl.sum(ray_x, 0), tl.sum(ray_y, 0), tl.sum(ray_z, 0)
-    # Of a mean ray, whose square falls short of 1 by the rays' mean square distance from it.
-    short = 1 - (ray_x * ray_x + ray_y * ray_y + ray_z * ray_z) / tl.maximum(frames * frames, 1.0)
-    wide = tl.sqrt(tl.maximum(short, 0.0, propagate_nan=tl.PropagateNan.ALL)) * _DEGREES
-    tl.store(spread + track, tl.where(frames > 1, wide, 0.0)[None, :], mask=in_tracks)
+    wide = ray_spread(frames, tl.sum(ray_x, 0), tl.sum(ray_y, 0), tl.sum(ray_z, 0))
+    tl.store(spread + track, wide[None, :] * _DEGREES, mask=in_tracks)
 
     tl.debug_barrier()  # squares are read as they were written
     variance = tl.load(scale + track, mask=in_tracks, other=1.0)

@@ -4,7 +4,7 @@ This is what `fasttracks.stream.world` has in torch, in three launches instead o
 float64: at a window's size a launch takes longer than its work.
 """
 # mypy: allow-untyped-defs
-# ruff: noqa: PLR0915, RUF005
+# ruff: noqa: PLR0915
 
 from typing import Any
 
@@ -12,9 +12,23 @@ import torch
 import triton
 import triton.language as tl
 
-from fasttracks.kernels.camera_math import cross, load3, load9, product_back, rotate, store3
+from fasttracks.kernels.adjust_fit import ray_spread
+from fasttracks.kernels.camera_math import load3, load9, rotate, store3
 from fasttracks.kernels.common import overlap, wait_for_previous
 from fasttracks.kernels.launches import launch
+from fasttracks.kernels.tuples import (
+    double,
+    mix,
+    moved,
+    nearest_rotation,
+    product,
+    square,
+    store,
+    times,
+    transposed,
+    weighted_sums,
+    where,
+)
 
 _ABOUT = 7  # numbers of a track that `_weigh` leaves; the last is `_join`'s own
 
@@ -153,16 +167,12 @@ def _weigh(
     for _ in tl.static_range(POWER):
         still = still / mobility
     frames = tl.sum(count, 0, keep_dims=True)
-    ray_x, ray_y, ray_z = (
+    spread = ray_spread(
+        frames,
         tl.sum(ray_x, 0, keep_dims=True),
         tl.sum(ray_y, 0, keep_dims=True),
         tl.sum(ray_z, 0, keep_dims=True),
     )
-    # Of a mean ray, whose square falls short of 1 by the rays' mean square distance from it.
-    square = ray_x * ray_x + ray_y * ray_y + ray_z * ray_z
-    short = 1 - square / tl.maximum(frames * frames, frames * 0 + 1)
-    spread = tl.sqrt(tl.where(short < 0, 0.0, short))
-    spread = tl.where(frames > 1, spread, 0.0)
     far = spread / (spread + LEAST)
     sure = still * far * far + still * 1e-6
 
@@ -180,113 +190,6 @@ def _weigh(
     off = tl.maximum(off, off * 0 + 1e-6)
     tl.store(about + 4 * N, off, mask=in_tracks)
     tl.store(about + 5 * N, total / off, mask=in_tracks)
-
-
-@triton.jit
-def _add4(a0, a1, a2, a3, b0, b1, b2, b3):
-    return a0 + b0, a1 + b1, a2 + b2, a3 + b3
-
-
-@triton.jit
-def _add10(a0, a1, a2, a3, a4, a5, a6, a7, a8, a9, b0, b1, b2, b3, b4, b5, b6, b7, b8, b9):
-    a, b, c, d = _add4(a0, a1, a2, a3, b0, b1, b2, b3)
-    return a, b, c, d, a4 + b4, a5 + b5, a6 + b6, a7 + b7, a8 + b8, a9 + b9
-
-
-@triton.jit
-def _where(condition, a, b):
-    """Of tuples, as what follows."""
-    out = (tl.where(condition, a[0], b[0]),)
-    for i in tl.static_range(1, len(a)):
-        out = out + (tl.where(condition, a[i], b[i]),)
-    return out
-
-
-@triton.jit
-def _mix(a, a_share, b, b_share):
-    """Sums by shares."""
-    out = (a_share * a[0] + b_share * b[0],)
-    for i in tl.static_range(1, len(a)):
-        out = out + (a_share * a[i] + b_share * b[i],)
-    return out
-
-
-@triton.jit
-def _times(scale, values):
-    out = (scale * values[0],)
-    for i in tl.static_range(1, len(values)):
-        out = out + (scale * values[i],)
-    return out
-
-
-@triton.jit
-def _double(values):
-    out = (values[0].to(tl.float64),)
-    for i in tl.static_range(1, len(values)):
-        out = out + (values[i].to(tl.float64),)
-    return out
-
-
-@triton.jit
-def _square(values):
-    out = values[0] * values[0]
-    for i in tl.static_range(1, len(values)):
-        out += values[i] * values[i]
-    return out
-
-
-@triton.jit
-def _store(pointer, values, mask):
-    for i in tl.static_range(len(values)):
-        tl.store(pointer + i, values[i], mask=mask)
-
-
-@triton.jit
-def _sums(weight, values):
-    """Weighted sums of a vector's or a matrix's elements, after that of the weights."""
-    out = (weight,)
-    for i in tl.static_range(len(values)):
-        out = out + (weight * values[i],)
-    return tl.reduce(out, 0, _add10 if len(values) == 9 else _add4)
-
-
-@triton.jit
-def _product(a, b):
-    """A B."""
-    c0, c3, c6 = rotate(*a, b[0], b[3], b[6])
-    c1, c4, c7 = rotate(*a, b[1], b[4], b[7])
-    c2, c5, c8 = rotate(*a, b[2], b[5], b[8])
-    return c0, c1, c2, c3, c4, c5, c6, c7, c8
-
-
-@triton.jit
-def _transposed(r):
-    return r[0], r[3], r[6], r[1], r[4], r[7], r[2], r[5], r[8]
-
-
-@triton.jit
-def _unit(x, y, z):
-    length = tl.sqrt(x * x + y * y + z * z)
-    length = tl.maximum(length, length * 0 + 1e-12)
-    return x / length, y / length, z / length
-
-
-@triton.jit
-def _nearest_rotation(r, POLAR: tl.constexpr):
-    """`long.join.nearest_rotation`."""
-    for _ in range(POLAR):
-        r = _mix(r, 1.5, _product(r, product_back(*r, *r)), -0.5)
-    x = _unit(r[0], r[1], r[2])
-    along = r[3] * x[0] + r[4] * x[1] + r[5] * x[2]
-    y = _unit(r[3] - along * x[0], r[4] - along * x[1], r[5] - along * x[2])
-    z = cross(*x, *y)
-    return x[0], x[1], x[2], y[0], y[1], y[2], z[0], z[1], z[2]
-
-
-@triton.jit
-def _moved(scale, rotation, shift, place):
-    """Of a place X: scale · R X + shift."""
-    return _mix(rotate(*rotation, *place), scale, shift, 1)
 
 
 @triton.jit
@@ -311,7 +214,7 @@ def _weighted_median(values, weight, half, N, BLOCK: tl.constexpr):
 def _off(world_points, static, scale, turn, n, N):
     """How far points are from where they were, but for the shift."""
     there = load3(world_points + 3 * n, 1, n < N)
-    return _mix(there, 1, rotate(*turn, *_double(load3(static + 3 * n, 1, n < N))), -scale)
+    return mix(there, 1, rotate(*turn, *double(load3(static + 3 * n, 1, n < N))), -scale)
 
 
 @triton.jit(do_not_specialize=("T", "N", "hop"))
@@ -351,27 +254,27 @@ def _join(
     begun = tl.load(started) > 0
     t = tl.arange(0, FRAMES)
     inside, leaves = t < T, t < hop
-    _store(out + 12 * t, load9(world_rotation + 9 * t, leaves), leaves)
-    _store(out + 12 * t + 9, load3(world_position + 3 * t, 1, leaves), leaves)
+    store(out + 12 * t, load9(world_rotation + 9 * t, leaves), leaves)
+    store(out + 12 * t + 9, load3(world_position + 3 * t, 1, leaves), leaves)
     before = tl.minimum(t + hop, T - 1)
     weight = tl.load(frame_weight + before, mask=t < T - hop, other=0.0)
     old_rotation = load9(world_rotation + 9 * before, inside)
     old_position = load3(world_position + 3 * before, 1, inside)
     old_scale = tl.load(log_scale)
-    rotation = _double(load9(rotation + 9 * t, inside))
-    position = _double(load3(position + 3 * t, 1, inside))
+    rotation = double(load9(rotation + 9 * t, inside))
+    position = double(load3(position + 3 * t, 1, inside))
 
     # A robust chordal mean of the rotations from here to there.
-    turns = _product(old_rotation, _transposed(rotation))
+    turns = product(old_rotation, transposed(rotation))
     pull = weight
     nil = old_scale * 0
     turn = (nil, nil, nil, nil, nil, nil, nil, nil, nil)
     for _ in range(ROUNDS):
-        sums = _sums(pull, turns)
+        sums = weighted_sums(pull, turns)
         share = 1 / tl.maximum(sums[0], sums[0] * 0 + 1e-12)
-        turn = _times(share, sums[1:])
-        pull = weight / (tl.sqrt(_square(_mix(turns, 1, turn, -1))) + 1e-4)
-    turn = _nearest_rotation(turn, POLAR)
+        turn = times(share, sums[1:])
+        pull = weight / (tl.sqrt(square(mix(turns, 1, turn, -1))) + 1e-4)
+    turn = nearest_rotation(turn, POLAR)
 
     count, total, firmness = hop * 0, nil, nil
     for start in range(0, N, POINTS):
@@ -385,49 +288,49 @@ def _join(
     scale = tl.exp(found)
 
     # The geometric median of what camera centres and points are off by then.
-    of_cameras = _mix(old_position, 1, rotate(*turn, *position), -scale)
+    of_cameras = mix(old_position, 1, rotate(*turn, *position), -scale)
     by_camera = weight / tl.maximum(tl.sum(weight), old_scale * 0 + 1e-12)
     firmness = tl.maximum(firmness, firmness * 0 + 1e-12)
     x, y, z = nil, nil, nil
     for iteration in range(ROUNDS + 1):
-        pull = by_camera / (tl.sqrt(_square(_mix(of_cameras, 1, (x, y, z), -1))) + 1e-6)
-        w, a, b, c = _sums(tl.where(iteration == 0, by_camera, pull), of_cameras)
+        pull = by_camera / (tl.sqrt(square(mix(of_cameras, 1, (x, y, z), -1))) + 1e-6)
+        w, a, b, c = weighted_sums(tl.where(iteration == 0, by_camera, pull), of_cameras)
         for start in range(0, N, POINTS):
             n = start + tl.arange(0, POINTS)
             off = _off(world_points, static, scale, turn, n, N)
             firm = tl.load(about + 5 * N + n, mask=n < N, other=0.0) / firmness
-            near = firm / (tl.sqrt(_square(_mix(off, 1, (x, y, z), -1))) + 1e-6)
-            dw, da, db, dc = _sums(tl.where(iteration == 0, firm, near), off)
+            near = firm / (tl.sqrt(square(mix(off, 1, (x, y, z), -1))) + 1e-6)
+            dw, da, db, dc = weighted_sums(tl.where(iteration == 0, firm, near), off)
             w, a, b, c = w + dw, a + da, b + db, c + dc
         w = tl.maximum(w, w * 0 + 1e-12)
         x, y, z = a / w, b / w, c / w
     shift = (x, y, z)
     for start in range(0, N, POINTS):
         n = start + tl.arange(0, POINTS)
-        off = _mix(_off(world_points, static, scale, turn, n, N), 1, shift, -1)
-        far = tl.sqrt(_square(off)) / tl.load(about + 4 * N + n, mask=n < N, other=1.0)
+        off = mix(_off(world_points, static, scale, turn, n, N), 1, shift, -1)
+        far = tl.sqrt(square(off)) / tl.load(about + 4 * N + n, mask=n < N, other=1.0)
         tl.store(about + 6 * N + n, far, mask=n < N)
     tl.debug_barrier()  # what was just stored is there, and all has read the old state
     residual = _weighted_median(about + 6 * N, about + 2 * N, total / 2, N, BLOCK)
 
     scale = tl.where(begun, scale, scale * 0 + 1)
-    shift = _where(begun, shift, (scale * 0, scale * 0, scale * 0))
+    shift = where(begun, shift, (scale * 0, scale * 0, scale * 0))
     zero, one = scale * 0, scale * 0 + 1
-    turn = _where(begun, turn, (one, zero, zero, zero, one, zero, zero, zero, one))
+    turn = where(begun, turn, (one, zero, zero, zero, one, zero, zero, zero, one))
 
     # Windows see their middle best.
-    rotation, position = _product(turn, rotation), _moved(scale, turn, shift, position)
+    rotation, position = product(turn, rotation), moved(scale, turn, shift, position)
     gain = tl.minimum(t + 1, T - t).to(tl.float64) / T
     share = gain / (weight + gain)
-    blended = _nearest_rotation(_mix(old_rotation, 1 - share, rotation, share), POLAR)
-    rotation = _where(weight > 0, blended, rotation)
-    position = _where(weight > 0, _mix(old_position, 1 - share, position, share), position)
-    _store(world_rotation + 9 * t, rotation, inside)
-    _store(world_position + 3 * t, position, inside)
+    blended = nearest_rotation(mix(old_rotation, 1 - share, rotation, share), POLAR)
+    rotation = where(weight > 0, blended, rotation)
+    position = where(weight > 0, mix(old_position, 1 - share, position, share), position)
+    store(world_rotation + 9 * t, rotation, inside)
+    store(world_position + 3 * t, position, inside)
     tl.store(frame_weight + t, weight + gain, mask=inside)
     out += 12 * hop
-    _store(out + 12 * t, rotation, inside)
-    _store(out + 12 * t + 9, position, inside)
+    store(out + 12 * t, rotation, inside)
+    store(out + 12 * t + 9, position, inside)
 
     out += 12 * T
     for start in range(0, N, POINTS):
@@ -438,13 +341,13 @@ def _join(
         fresh = tl.load(flags + N + n, mask=mask, other=1.0).to(tl.float64)
         had = tl.load(point_weight + n, mask=mask, other=0.0) * (1 - fresh)
         there = load3(world_points + 3 * n, 1, mask)
-        points = _moved(scale, turn, shift, _double(load3(static + 3 * n, 1, mask)))
+        points = moved(scale, turn, shift, double(load3(static + 3 * n, 1, mask)))
         part = more / tl.maximum(had + more, more * 0 + 1e-12)
-        points = _where(had > 0, _mix(there, 1 - part, points, part), points)
-        _store(world_points + 3 * n, points, mask)
+        points = where(had > 0, mix(there, 1 - part, points, part), points)
+        store(world_points + 3 * n, points, mask)
         tl.store(point_weight + n, tl.minimum(had + more, more * 0 + MEMORY), mask=mask)
-        points = _moved(scale, turn, shift, _double(load3(newest + 3 * n, 1, mask)))
-        _store(out + 3 * n, points, mask)
+        points = moved(scale, turn, shift, double(load3(newest + 3 * n, 1, mask)))
+        store(out + 3 * n, points, mask)
         tl.store(out + 3 * N + n, tl.load(about + n, mask=mask, other=0.0), mask=mask)
     out += 4 * N
     tl.store(out, tl.exp(found - old_scale))
